@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo setup build test test-gpu lint types bench docs check
+help:      ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+demo: $(READY)      ## the main job on scikit-learn's digits: train, probe, label phases, clean, report
+	$(BIN)/sgdkern run
+setup: $(READY)     ## .venv with the pinned dependencies and the compiled kernels
+build:     ## compile the kernels again
+	touch setup.py && $(MAKE) setup
+test: $(READY)      ## the test suite
+	$(BIN)/python -m pytest
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+lint: $(READY)      ## style, docstrings, import contract
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+types: $(READY)     ## mypy, strict
+	$(BIN)/mypy
+bench: $(READY)     ## time and memory against plain autograd, and the installed peers
+	$(BIN)/sgdkern bench
+docs: $(READY)      ## the README's generated parts and every docstring example, checked
+	$(BIN)/python -m pytest --doctest-modules sgdkern
+check: lint types test  ## all that CI asks for, slow tests excepted
+
+.venv:
+	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --upgrade pip
+$(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*/*) | .venv
+	$(BIN)/pip install --quiet -r requirements.txt && $(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
