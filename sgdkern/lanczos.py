@@ -1,0 +1,305 @@
+"""Leading eigenpairs of a symmetric matrix that is only known by its products with blocks of vectors.
+
+With Q [M, n] the orthonormal rows built so far and T = Q A Qᵀ, the recurrence is
+
+    A Qᵀ = Qᵀ T + Rᵀ Eᵀ,      E = the last block's columns of the identity,
+
+so a Ritz pair (θ, Qᵀy) of T has the residual norm ‖R_b y_last‖ without a further product. T is filled from the
+projections that the full reorthogonalisation computes anyway, not from the three-term formula: a thick restart, a
+vanished direction that was replaced by a random one and rounding in the products then need no special case. Nothing
+here knows where the matrix comes from.
+
+Reference: Golub and Underwood (1977), the block Lanczos method; Wu and Simon (2000), thick restart; Parlett (1998),
+    chapters 6 and 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MatVec = Callable[[Tensor], Tensor]  # [n, k] -> [n, k]
+Wanted = Callable[[Tensor], int]  # Ritz values, descending -> how many of the leading ones are wanted
+
+# A product in floating point is off by a few eps·‖A‖; what lies below is taken as zero (deflation) or as converged.
+_ROUNDING = 32.0
+# T's eigenvalues are looked at when the basis has grown by this factor: the checks then cost a geometric sum,
+# dominated by the last one.
+_CHECK_GROWTH = 1.1
+
+
+@dataclass(frozen=True)
+class Tridiagonalisation:
+    """A block Lanczos decomposition A Qᵀ = Qᵀ T + rᵀ Eᵀ.
+
+    Attributes:
+        basis: Q, orthonormal rows [M, n].
+        projected: T = Q A Qᵀ, block tridiagonal up to rounding [M, M].
+        residual: r, what A adds to the last block beyond the basis [b, n].
+    """
+
+    basis: Tensor
+    projected: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class RitzPairs:
+    """Approximate leading eigenpairs.
+
+    Attributes:
+        values: Ritz values, descending [k].
+        vectors: Ritz vectors, orthonormal columns [n, k].
+        residual_norms: ‖A x − θ x‖ of each pair; some eigenvalue lies within that distance of θ [k].
+        converged: Whether all wanted pairs met the tolerance.
+        num_matvecs: Vectors that A was applied to.
+        num_restarts: Thick restarts.
+        remedy: What to change, empty where converged.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residual_norms: Tensor
+    converged: bool
+    num_matvecs: int
+    num_restarts: int
+    remedy: str
+
+
+def leading(count: int) -> Wanted:
+    """The criterion "the `count` largest eigenvalues".
+
+    Args:
+        count: Number of eigenvalues, at least 1.
+
+    Returns:
+        The criterion, for `leading_eigenpairs`.
+    """
+    return lambda values: count
+
+
+def holding(energy: float, trace: float) -> Wanted:
+    """The criterion "the fewest leading eigenvalues whose sum is at least energy · trace".
+
+    Args:
+        energy: Share of the trace, in (0, 1].
+        trace: The exactly known trace of the matrix.
+
+    Returns:
+        The criterion, for `leading_eigenpairs`; one more than there are Ritz values while their sum is too small.
+    """
+    return lambda values: int(torch.count_nonzero(values.cumsum(0) < energy * trace)) + 1
+
+
+def tridiagonalise(matvec: MatVec, start: Tensor, num_matvecs: int) -> Tridiagonalisation:
+    """Build an orthonormal basis of the block Krylov space of a symmetric matrix, with full reorthogonalisation.
+
+    A Qᵀ = Qᵀ T + rᵀ Eᵀ.
+
+    Args:
+        matvec: Product with the symmetric matrix, [n, k] -> [n, k].
+        start: Starting block [n, b] (or one vector [n]) of rank b.
+        num_matvecs: Vectors to apply the matrix to, which is the number of rows of the basis; at most n.
+
+    Returns:
+        The decomposition.
+
+    Raises:
+        ValueError: `start` or `num_matvecs` do not fit together.
+    """
+    start = _as_block(start)
+    n, block = start.shape
+    if not 1 <= num_matvecs <= n or (num_matvecs % block and num_matvecs < n):
+        raise ValueError(
+            f"tridiagonalise: num_matvecs must be a multiple of the block size {block}, or n = {n}, got {num_matvecs}."
+            " Round it."
+        )
+    krylov = _Krylov(matvec, start, torch.Generator(start.device).manual_seed(0))
+    while krylov.size < num_matvecs:
+        krylov.extend()
+    return Tridiagonalisation(krylov.basis, krylov.projected, krylov.residual)
+
+
+def leading_eigenpairs(
+    matvec: MatVec,
+    start: Tensor,
+    wanted: Wanted,
+    *,
+    tolerance: float = 1e-4,
+    max_basis: int | None = None,
+    max_matvecs: int | None = None,
+    generator: torch.Generator | None = None,
+) -> RitzPairs:
+    """Find leading eigenpairs by block Lanczos with full reorthogonalisation and thick restart.
+
+    Eigenvalues of a multiplicity above the block size are found only as far as rounding or a replaced direction
+    brings them in: choose the block accordingly. A pair counts as converged when ‖A x − θ x‖ ≤ max(tolerance · θ, 32
+    ε θ_1), ε of the dtype that `matvec` returns.
+
+    Args:
+        matvec: Product with the symmetric positive semidefinite matrix, [n, k] -> [n, k].
+        start: Starting block [n, b] (or one vector [n]); its dtype is that of the basis.
+        wanted: How many leading pairs are wanted, given the Ritz values (`leading`, `holding`).
+        tolerance: Residual norm of a converged pair, relative to its Ritz value.
+        max_basis: Most rows of the basis kept in memory, at least 3 blocks; n where None.
+        max_matvecs: Most vectors to apply the matrix to; 10 n where None.
+        generator: For directions that replace vanished ones; a fixed seed where None.
+
+    Returns:
+        The wanted pairs, or the leading ones reached where not converged.
+
+    Raises:
+        ValueError: A size does not fit.
+    """
+    start = _as_block(start)
+    n, block = start.shape
+    capacity = n if max_basis is None else min(n, max_basis)
+    if capacity < min(n, 3 * block):
+        raise ValueError(
+            f"leading_eigenpairs: max_basis must be at least 3 blocks of {block}, got {max_basis}."
+            " Allow more memory or a smaller block."
+        )
+    budget = 10 * n if max_matvecs is None else max_matvecs
+    krylov = _Krylov(matvec, start, generator or torch.Generator(start.device).manual_seed(0))
+    restarts, next_check, kept_before = 0, 0, 0.0
+    while True:
+        krylov.extend()
+        exhausted = krylov.size == n  # the basis spans everything: T's eigenvalues are A's
+        full = krylov.size + len(krylov.next) > capacity
+        spent = krylov.num_matvecs >= budget
+        if not (exhausted or full or spent or krylov.size >= next_check):
+            continue
+        next_check = max(krylov.size + block, int(krylov.size * _CHECK_GROWTH))
+        values, rotation = krylov.ritz()
+        norms = krylov.residual_norms(rotation)
+        count = min(wanted(values), n)
+        floor = _ROUNDING * krylov.rounding * float(values[0].clamp(min=0))
+        done = count <= len(values) and bool((norms[:count] <= (tolerance * values[:count]).clamp(min=floor)).all())
+        if done or exhausted or spent:
+            remedy = "" if done or exhausted else "raise max_matvecs or the tolerance"
+            break
+        if full:
+            # Half of what is not wanted yet goes, but two blocks of room are needed to gain anything.
+            keep = min((count + capacity) // 2, capacity - 2 * block)
+            kept = float(values[:keep].sum())
+            if count > keep and kept <= kept_before * (1 + tolerance):
+                remedy = f"raise max_basis above {capacity}: the wanted eigenvectors do not fit in the basis"
+                break
+            krylov.restart(rotation[:, :keep], values[:keep])
+            restarts, next_check, kept_before = restarts + 1, 0, kept
+    count = min(count, len(values))
+    vectors = krylov.basis.T @ rotation[:, :count]
+    return RitzPairs(values[:count], vectors, norms[:count], not remedy, krylov.num_matvecs, restarts, remedy)
+
+
+class _Krylov:
+    """The growing basis, T, and the block that comes next."""
+
+    def __init__(self, matvec: MatVec, start: Tensor, generator: torch.Generator) -> None:
+        self._matvec = matvec
+        self._generator = generator
+        self._block = start.shape[1]
+        self._rows = start.new_empty(0, start.shape[0])
+        self._projected = start.new_zeros(0, 0)
+        self._scale = 0.0  # a lower bound of ‖A‖
+        self._factor = start.new_zeros(0, 0)
+        self.size = 0
+        self.num_matvecs = 0
+        self.rounding = torch.finfo(start.dtype).eps
+        self.residual = start.T
+        self.next, _ = self._orthonormal(start.T)
+
+    @property
+    def basis(self) -> Tensor:
+        """Q [M, n]."""
+        return self._rows[: self.size]
+
+    @property
+    def projected(self) -> Tensor:
+        """T [M, M]."""
+        return self._projected[: self.size, : self.size]
+
+    def extend(self) -> None:
+        """Append the next block and orthogonalise A times it against all rows."""
+        block, old = self.next, self.size
+        self._reserve(old + len(block))
+        self._rows[old : old + len(block)] = block
+        self.size += len(block)
+        product = self._matvec(block.T).T
+        self.num_matvecs += len(block)
+        self.rounding = max(self.rounding, torch.finfo(product.dtype).eps)
+        product = product.to(block.dtype)
+        if not bool(torch.isfinite(product).all()):
+            raise RuntimeError(
+                "lanczos: A times a finite block must be finite, got NaN or infinity. Check the matrix, or scale it."
+            )
+        self._scale = max(self._scale, float(torch.linalg.vector_norm(product, dim=1).max()))
+        coefficients = product @ self.basis.T  # [b, M]
+        diagonal = coefficients[:, old:]
+        self._projected[old : self.size, :old] = coefficients[:, :old]
+        self._projected[:old, old : self.size] = coefficients[:, :old].T
+        self._projected[old : self.size, old : self.size] = (diagonal + diagonal.T) / 2
+        self.residual = product - coefficients @ self.basis
+        self.next, self._factor = self._orthonormal(self.residual)
+
+    def _reserve(self, size: int) -> None:
+        """Make room for `size` rows, doubling, so that nothing is paid for rows that never come."""
+        if size > len(self._rows):
+            room = min(2 * size, self._rows.shape[1])
+            rows, projected = self._rows.new_empty(room, self._rows.shape[1]), self._rows.new_zeros(room, room)
+            rows[: self.size], projected[: self.size, : self.size] = self.basis, self.projected
+            self._rows, self._projected = rows, projected
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of T, descending, and its eigenvectors as columns."""
+        values, rotation = torch.linalg.eigh(self.projected)
+        return values.flip(0), rotation.flip(1)
+
+    def residual_norms(self, rotation: Tensor) -> Tensor:
+        """‖R_b y_last‖ of each column y of the rotation."""
+        norms: Tensor = torch.linalg.vector_norm(self._factor @ rotation[self.size - self._factor.shape[1] :], dim=0)
+        return norms
+
+    def restart(self, rotation: Tensor, values: Tensor) -> None:
+        """Keep only the Ritz vectors in the columns of `rotation`; the next block stays what it is."""
+        self._rows[: len(values)] = rotation.T @ self.basis
+        self.size = len(values)
+        self._projected.zero_()
+        self._projected.diagonal()[: self.size] = values
+
+    def _orthonormal(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """An orthonormal block [b, n] that spans `residual`, and residual's factor [b, b]."""
+        # A vanished direction becomes a random one. The singular value decomposition tells which ones vanished; without
+        # pivoting, QR could drop a live one with them.
+        n = residual.shape[1]
+        orthonormal, triangle = torch.linalg.qr(residual.T)
+        left, sizes, right = torch.linalg.svd(triangle)
+        block = (orthonormal @ left).T
+        vanished = sizes <= _ROUNDING * self.rounding * self._scale
+        factor = torch.where(vanished, 0.0, sizes)[:, None] * right
+        room = min(self._block, n - self.size)
+        live = min(room, int(torch.count_nonzero(~vanished)))
+        random = torch.randn(room - live, n, dtype=block.dtype, device=block.device, generator=self._generator)
+        block = torch.cat([block[:live], self._project_out(random)])
+        # Once more: a block that was mostly inside the basis keeps a rounding error of eps / size, which the second
+        # pass takes away.
+        block = torch.linalg.qr(self._project_out(block).T)[0].T
+        return block, factor
+
+    def _project_out(self, block: Tensor) -> Tensor:
+        """Take the basis out of a block [b, n]."""
+        return block - (block @ self.basis.T) @ self.basis
+
+
+def _as_block(start: Tensor) -> Tensor:
+    """A starting block [n, b] from a vector or a block."""
+    block = start[:, None] if start.ndim == 1 else start
+    if block.ndim != 2 or not 1 <= block.shape[1] <= block.shape[0]:
+        raise ValueError(
+            f"lanczos: start must be a block [n, b] with 1 <= b <= n, got {list(start.shape)}."
+            " Use a smaller block for a small matrix."
+        )
+    return block
