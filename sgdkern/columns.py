@@ -1,0 +1,171 @@
+"""Columns: where factors lie among the parameters, the flat columns of G."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sgdkern.factors import Dense, Factors
+
+
+class Columns(Protocol):
+    """Where one piece of some factors lies among the columns of G."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+
+    def push(self, vectors: Tensor, slices: Mapping[str, slice]) -> Tensor:
+        """What the piece sees of vectors [k, P], as [k, p]."""
+
+    def pull(self, local: Tensor, out: Tensor, slices: Mapping[str, slice]) -> None:
+        """Add local columns [k, p] to [k, P] where they belong."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole parameter, in its own order."""
+
+    parameters: tuple[str, ...]
+
+    def push(self, vectors: Tensor, slices: Mapping[str, slice]) -> Tensor:
+        """The parameter's columns."""
+        return vectors[:, slices[self.parameters[0]]]
+
+    def pull(self, local: Tensor, out: Tensor, slices: Mapping[str, slice]) -> None:
+        """Add to the parameter's columns."""
+        out[:, slices[self.parameters[0]]] += local
+
+
+@dataclass(frozen=True)
+class Part:
+    """Elements of one parameter in some order: a transposed weight, a third of an attention's in_proj.
+
+    Args:
+        parameters: the parameter's name.
+        index: position of each column within the parameter, [p], int64.
+    """
+
+    parameters: tuple[str, ...]
+    index: Tensor
+
+    def push(self, vectors: Tensor, slices: Mapping[str, slice]) -> Tensor:
+        """The elements' columns."""
+        return vectors[:, slices[self.parameters[0]]][:, self.index]
+
+    def pull(self, local: Tensor, out: Tensor, slices: Mapping[str, slice]) -> None:
+        """Add to the elements' columns."""
+        out[:, slices[self.parameters[0]]].index_add_(1, self.index, local)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A tensor computed from parameters alone (a normalised weight, say): a linear map J away from them.
+
+    Args:
+        parameters: names of the parameters that it is computed from.
+        pullback: vector-Jacobian product, [p] → one flat tensor a parameter.
+        pushforward: Jacobian-vector product, the reverse; None stands for zeros.
+    """
+
+    parameters: tuple[str, ...]
+    pullback: Callable[[Tensor], Sequence[Tensor]]
+    pushforward: Callable[[Sequence[Tensor | None]], Tensor]
+
+    def push(self, vectors: Tensor, slices: Mapping[str, slice]) -> Tensor:
+        """J v; parameters that are not columns of G stand still."""
+        parts = [[vector[slices[name]] if name in slices else None for name in self.parameters] for vector in vectors]
+        return torch.stack([self.pushforward(part) for part in parts])
+
+    def pull(self, local: Tensor, out: Tensor, slices: Mapping[str, slice]) -> None:
+        """Jᵀ u, where it falls on columns of G."""
+        for row, vector in zip(out, local, strict=True):
+            for name, gradient in zip(self.parameters, self.pullback(vector), strict=True):
+                if name in slices:
+                    row[slices[name]] += gradient
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Factors and the columns of each of their pieces."""
+
+    factors: Factors
+    columns: tuple[Columns, ...]
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names of the parameters that the entry contributes to."""
+        return frozenset(name for columns in self.columns for name in columns.parameters)
+
+    def push(self, vectors: Tensor, slices: Mapping[str, slice]) -> Tensor:
+        """Vectors [k, P] as the factors want them, [p, k]."""
+        return torch.cat([columns.push(vectors, slices) for columns in self.columns], 1).T
+
+    def pull(self, local: Tensor, out: Tensor, slices: Mapping[str, slice]) -> None:
+        """Add local columns [k, p] to [k, P]."""
+        for columns, piece in zip(self.columns, local.split(list(self.factors.sizes), 1), strict=True):
+            columns.pull(piece, out, slices)
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether inner products of local columns are those of the parameters': no element is met twice, no map between."""
+        return all(
+            isinstance(columns, Whole)
+            or (isinstance(columns, Part) and columns.index.unique().numel() == columns.index.numel())
+            for columns in self.columns
+        )
+
+
+def overlap(first: Entry, second: Entry) -> bool:
+    """Whether two entries share an element of a parameter."""
+    for one in first.columns:
+        for other in second.columns:
+            if not set(one.parameters) & set(other.parameters):
+                continue
+            if isinstance(one, Part) and isinstance(other, Part):
+                if torch.isin(one.index, other.index).any():
+                    return True
+            else:
+                return True
+    return False
+
+
+def merged(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Entries that share parameters, with linear layers of the very same columns joined: calls of one module are further positions."""
+    joined: list[Entry] = []
+    for entry in entries:
+        for place, other in enumerate(joined):
+            one, two = other.factors, entry.factors
+            if (
+                isinstance(one, Dense)
+                and isinstance(two, Dense)
+                and _same_columns(other, entry)
+                and one.bias == two.bias
+                and one.weight
+            ):
+                inputs = torch.cat([one.inputs, two.inputs], 1)
+                joined[place] = Entry(
+                    Dense(inputs, torch.cat([one.output_grads, two.output_grads], 1), bias=one.bias), entry.columns
+                )
+                break
+        else:
+            joined.append(entry)
+    return tuple(joined)
+
+
+def _same_columns(first: Entry, second: Entry) -> bool:
+    """Whether two entries lie on the same whole parameters."""
+    return all(isinstance(columns, Whole) for columns in first.columns) and first.columns == second.columns
+
+
+def restricted(entry: Entry, names: frozenset[str]) -> Entry | None:
+    """The entry's pieces that meet some parameters; None where there are none."""
+    kept = [bool(set(columns.parameters) & names) for columns in entry.columns]
+    if not any(kept):
+        return None
+    columns = tuple(columns for columns, keep in zip(entry.columns, kept, strict=True) if keep)
+    return Entry(entry.factors if all(kept) else entry.factors.keep(kept), columns)

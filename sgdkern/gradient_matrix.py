@@ -1,0 +1,452 @@
+"""GradientMatrix: G, samples × parameters, never materialised; G v, Gᵀ w and K = G Gᵀ from its factors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sgdkern import ops
+from sgdkern.columns import Entry, Part, Whole, merged, overlap, restricted
+from sgdkern.factors import CHUNK_BYTES, Dense, Explicit, Factors, Lookup, Patches, can_stack, chunks, stack
+
+# `dense` refuses to build more than this: G is meant never to exist.
+DENSE_LIMIT_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class GradientMatrix:
+    """Per-sample gradients of N samples with respect to P parameters, as factors.
+
+    Rows are g_n = ∂l_n/∂θ for unreduced losses l_n; the flat order of the P columns is ``model.named_parameters()``'s. Made by
+    `sgdkern.per_sample_gradients`.
+
+    Args:
+        entries: factors and their columns; several may meet in the same parameter (tied weights, a module called twice).
+        parameters: name → slice of the flat columns [P].
+        losses: unreduced losses l_n, [N].
+        outputs: what the model returned, detached, where it returned one tensor; None otherwise.
+        coverage: parameter → the route that its gradients took.
+
+    Example:
+        >>> import torch, sgdkern as sk
+        >>> model = torch.nn.Linear(3, 2)
+        >>> G = sk.per_sample_gradients(model, torch.nn.MSELoss(), torch.randn(5, 3), torch.randn(5, 2))
+        >>> G.shape, G.gram().shape
+        ((5, 8), torch.Size([5, 5]))
+    """
+
+    entries: tuple[Entry, ...]
+    parameters: Mapping[str, slice]
+    losses: Tensor
+    outputs: Tensor | None = None
+    coverage: Mapping[str, str] = field(default_factory=dict)
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def from_dense(rows: Tensor, losses: Tensor | None = None) -> GradientMatrix:
+        """G from explicit rows.
+
+        Args:
+            rows: G itself, [N, P], floating point.
+            losses: l_n, [N]; zeros where not given.
+
+        Returns:
+            The gradient matrix, with one parameter named ``parameters``.
+
+        Raises:
+            ValueError: if ``rows`` is not a matrix of floating-point numbers or ``losses`` does not fit it.
+        """
+        if rows.ndim != 2 or not rows.is_floating_point():
+            raise ValueError(
+                f"from_dense: rows must be a floating-point matrix [N, P], got {list(rows.shape)} of {rows.dtype}."
+            )
+        losses = rows.new_zeros(len(rows)) if losses is None else losses
+        if losses.shape != rows.shape[:1]:
+            raise ValueError(f"from_dense: losses must be [N] = [{len(rows)}], got {list(losses.shape)}.")
+        entry = Entry(Explicit(rows.detach()), (Whole(("parameters",)),))
+        return GradientMatrix(
+            (entry,), {"parameters": slice(0, rows.shape[1])}, losses, coverage={"parameters": "explicit rows"}
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.losses.shape[0]
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+        return max((columns.stop for columns in self.parameters.values()), default=0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, P)."""
+        return self.num_samples, self.num_params
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of every product: that of the factors."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the factors."""
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        for entry in self.entries:
+            if isinstance(entry.factors, Explicit | Dense | Lookup | Patches):
+                return entry.factors.output_grads
+        return self.losses
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """G v.
+
+        Args:
+            vector: v, [P], or k vectors as columns, [P, k].
+
+        Returns:
+            [N] or [N, k].
+
+        Raises:
+            ValueError: if the vector does not have P rows.
+        """
+        vectors = self._columns(vector, self.num_params, "matvec", "P")
+        out = vectors.new_zeros(self.num_samples, vectors.shape[1])
+        for entry in self.entries:
+            out += entry.factors.matvec(entry.push(vectors.T, self.parameters))
+        return out.view(-1, *vector.shape[1:])
+
+    def rmatvec(self, weights: Tensor) -> Tensor:
+        """Gᵀ w, the weighted sum of per-sample gradients.
+
+        Args:
+            weights: w, [N], or k sets of weights as columns, [N, k].
+
+        Returns:
+            [P] or [P, k].
+
+        Raises:
+            ValueError: if the weights do not have N rows.
+        """
+        columns = self._columns(weights, self.num_samples, "rmatvec", "N")
+        out = columns.new_zeros(columns.shape[1], self.num_params)
+        for entry in self.entries:
+            entry.pull(entry.factors.rmatvec(columns).T, out, self.parameters)
+        return out.T.reshape(-1, *weights.shape[1:])
+
+    def _columns(self, vector: Tensor, rows: int, op: str, letter: str) -> Tensor:
+        """The argument as columns in the factors' dtype, checked."""
+        if vector.ndim not in (1, 2) or vector.shape[0] != rows:
+            raise ValueError(
+                f"{op}: the vector must be [{letter}] or [{letter}, k] with {letter} = {rows}, got {list(vector.shape)}."
+            )
+        return (
+            vector.to(self.device, self.dtype).view(rows, -1)
+            if vector.numel()
+            else vector.new_zeros(rows, vector.shape[-1])
+        )
+
+    def mean(self) -> Tensor:
+        """Mean gradient ḡ, [P]."""
+        return self.rmatvec(self._like.new_full((self.num_samples,), 1 / max(1, self.num_samples)))
+
+    def gram_matvec(self, weights: Tensor) -> Tensor:
+        """K w = G Gᵀ w without K, [N] or [N, k] as ``weights``."""
+        if "gram" in self._cache:
+            return self._cache["gram"] @ weights.to(self.device, self.dtype)
+        return self.matvec(self.rmatvec(weights))
+
+    def covariance_matvec(self, vector: Tensor) -> Tensor:
+        """Σ v with Σ = (G − 1ḡᵀ)ᵀ(G − 1ḡᵀ)/N, [P] or [P, k] as ``vector``."""
+        projections = self.matvec(vector)
+        return self.rmatvec(projections - projections.mean(0)) / self.num_samples
+
+    def squared_norms(self) -> Tensor:
+        """‖g_n‖², the diagonal of K, [N]."""
+        if "squared_norms" not in self._cache:
+            norms = self._like.new_zeros(self.num_samples)
+            for group in self._components():
+                norms += _squared_norms(group)
+            self._cache["squared_norms"] = norms
+        return self._cache["squared_norms"]
+
+    def gram(self) -> Tensor:
+        """K = G Gᵀ, [N, N]; kept with the gradient matrix, so do not write into it."""
+        if "gram" not in self._cache:
+            gram = self._like.new_zeros(self.num_samples, self.num_samples)
+            groups = self._components()
+            single = [group.entries[0].factors for group in groups if group.plain]
+            dense = [
+                factors
+                for factors in single
+                if isinstance(factors, Dense) and factors.num_positions == 1 and factors.weight
+            ]
+            if dense:
+                inputs = [factors.inputs[:, 0] for factors in dense]
+                grads = [factors.output_grads[:, 0] for factors in dense]
+                gram = ops.gram(inputs, grads, [factors.bias for factors in dense])
+            for factors in single:
+                if not any(factors is other for other in dense):
+                    _add_gram(gram, factors)
+            for group in groups:
+                if not group.plain:
+                    _add_gram_by_rows(gram, group)
+            self._cache["gram"] = gram
+        return self._cache["gram"]
+
+    @property
+    def plain(self) -> bool:
+        """Whether one set of factors is all there is, so that their inner products are G's."""
+        return len(self.entries) == 1 and self.entries[0].orthogonal
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Explicit gradients of samples start … stop − 1, [stop − start, P]."""
+        out = self._like.new_zeros(stop - start, self.num_params)
+        for entry in self.entries:
+            entry.pull(entry.factors.rows(start, stop), out, self.parameters)
+        return out
+
+    def dense(self, *, limit_bytes: int = DENSE_LIMIT_BYTES) -> Tensor:
+        """G itself, [N, P].
+
+        Args:
+            limit_bytes: refuse to build more than this.
+
+        Returns:
+            Explicit per-sample gradients.
+
+        Raises:
+            ValueError: if G would be larger than the limit.
+        """
+        size = self.num_samples * self.num_params * self._like.element_size()
+        if size > limit_bytes:
+            raise ValueError(
+                f"dense: G must fit {limit_bytes:,} bytes, got {self.num_samples} x {self.num_params} = {size:,} bytes. "
+                "Use matvec, rmatvec or gram, restrict params=, or raise limit_bytes."
+            )
+        return self.rows(0, self.num_samples)
+
+    def minibatch_squared_norms(self, indices: Tensor) -> Tensor:
+        """‖(1/B) Σ_{n∈µ} g_n‖² of minibatches, without K: a minibatch is one sample with B times as many positions.
+
+        Args:
+            indices: members of each minibatch, [M, B], int64.
+
+        Returns:
+            Squared norms of the mean gradients, [M].
+
+        Raises:
+            ValueError: if the indices are not [M, B].
+        """
+        if indices.ndim != 2:
+            raise ValueError(f"minibatch_squared_norms: indices must be [M, B], got {list(indices.shape)}.")
+        num_minibatches, size = indices.shape
+        indices = indices.to(self.device)
+        if "gram" in self._cache:
+            return self._cache["gram"][indices[:, :, None], indices[:, None, :]].mean((1, 2))
+        per_sample = max((_bytes_per_sample(entry.factors) for entry in self.entries), default=1)
+        parts = [
+            self.select(indices[start:stop]).squared_norms()
+            for start, stop in chunks(num_minibatches, size * per_sample)
+        ]
+        return torch.cat(parts) / size**2
+
+    def select(self, indices: Tensor) -> GradientMatrix:
+        """Rows of G.
+
+        Args:
+            indices: which samples, [M] int64 or a mask [N]; or minibatches [M, B], whose rows are summed.
+
+        Returns:
+            The gradient matrix of these samples.
+        """
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        indices = indices.to(self.device)
+        losses = self.losses[indices] if indices.ndim == 1 else self.losses[indices].sum(1)
+        entries = tuple(Entry(entry.factors.select(indices), entry.columns) for entry in self.entries)
+        outputs = self.outputs[indices] if self.outputs is not None and indices.ndim == 1 else None
+        return dataclasses.replace(self, entries=entries, losses=losses, outputs=outputs, _cache={})
+
+    @staticmethod
+    def stack(parts: Sequence[GradientMatrix]) -> GradientMatrix:
+        """Several sets of samples as one matrix, rows one after the other.
+
+        Args:
+            parts: gradient matrices with the same parameters.
+
+        Returns:
+            The gradient matrix of all samples.
+
+        Raises:
+            ValueError: if there are no parts, or their parameters differ.
+        """
+        if not parts:
+            raise ValueError("stack: at least one gradient matrix is needed, got none.")
+        first = parts[0]
+        for part in parts:
+            if dict(part.parameters) != dict(first.parameters):
+                raise ValueError(
+                    f"stack: parts must share their parameters, got {list(first.parameters)} and {list(part.parameters)}."
+                )
+        if all(_same_structure(first, part) for part in parts):
+            groups = zip(*(part.entries for part in parts), strict=True)
+            entries = tuple(Entry(stack([entry.factors for entry in group]), group[0].columns) for group in groups)
+        else:  # unlike factors (a batch that took another path through the model): their rows are explicit
+            rows = torch.cat([part.dense() for part in parts])
+            entries = tuple(
+                Entry(Explicit(rows[:, columns]), (Whole((name,)),)) for name, columns in first.parameters.items()
+            )
+        outputs = [part.outputs for part in parts if part.outputs is not None]
+        together = len(outputs) == len(parts) and len({output.shape[1:] for output in outputs}) == 1
+        return dataclasses.replace(
+            first,
+            entries=entries,
+            losses=torch.cat([part.losses for part in parts]),
+            outputs=torch.cat(outputs) if together else None,
+            _cache={},
+        )
+
+    def chunks(self) -> Iterator[GradientMatrix]:
+        """The matrix itself: what it shares with a stream of matrices too large to hold at once."""
+        yield self
+
+    @property
+    def layers(self) -> dict[str, GradientMatrix]:
+        """Module name → G restricted to the module's own parameters."""
+        names: dict[str, list[str]] = {}
+        for name in self.parameters:
+            names.setdefault(name.rpartition(".")[0], []).append(name)
+        return {layer: self.restrict(members) for layer, members in names.items()}
+
+    def restrict(self, names: Sequence[str]) -> GradientMatrix:
+        """Columns of G: some parameters only, in their order in G.
+
+        Args:
+            names: names of parameters of G.
+
+        Returns:
+            The gradient matrix of these parameters.
+
+        Raises:
+            ValueError: if a name is not a parameter of G.
+        """
+        unknown = sorted(set(names) - set(self.parameters))
+        if unknown:
+            raise ValueError(f"restrict: names must be parameters of G, got {unknown}. G has {list(self.parameters)}.")
+        parameters = self._packed(names)
+        entries = tuple(kept for entry in self.entries if (kept := restricted(entry, frozenset(names))) is not None)
+        coverage = {name: route for name, route in self.coverage.items() if name in names}
+        return dataclasses.replace(self, entries=entries, parameters=parameters, coverage=coverage, _cache={})
+
+    def _components(self) -> list[GradientMatrix]:
+        """Entries that share no parameter element apart, each as a gradient matrix of its own parameters."""
+        groups: list[list[Entry]] = []
+        for entry in self.entries:
+            meeting = [group for group in groups if any(overlap(entry, other) for other in group)]
+            groups = [group for group in groups if all(group is not other for other in meeting)]
+            groups.append([*(member for group in meeting for member in group), entry])
+        components = []
+        for group in groups:
+            names = frozenset[str]().union(*(entry.parameters for entry in group))
+            parameters = self._packed(names)
+            components.append(dataclasses.replace(self, entries=merged(group), parameters=parameters, _cache={}))
+        return components
+
+    def _packed(self, names: Collection[str]) -> dict[str, slice]:
+        """Slices of some parameters, one after the other in the order of G."""
+        slices: dict[str, slice] = {}
+        start = 0
+        for name, columns in self.parameters.items():
+            if name in names:
+                slices[name] = slice(start, start + columns.stop - columns.start)
+                start = slices[name].stop
+        return slices
+
+
+def _same_structure(first: GradientMatrix, second: GradientMatrix) -> bool:
+    """Whether two matrices have like factors on like columns, so that their samples can be put together factor by factor."""
+    if len(first.entries) != len(second.entries):
+        return False
+    pairs = zip(first.entries, second.entries, strict=True)
+    return all(
+        can_stack([one.factors, two.factors])
+        and all(
+            type(a) is type(b) and a.parameters == b.parameters for a, b in zip(one.columns, two.columns, strict=True)
+        )
+        and not any(
+            isinstance(a, Part) and isinstance(b, Part) and not torch.equal(a.index, b.index)
+            for a, b in zip(one.columns, two.columns, strict=True)
+        )
+        for one, two in pairs
+    )
+
+
+def _squared_norms(group: GradientMatrix) -> Tensor:
+    """Squared norms of one component, [N]."""
+    if group.plain:
+        return group.entries[0].factors.squared_norms()
+    size = group._like.element_size()
+    parts = [
+        group.rows(start, stop).square().sum(1) for start, stop in chunks(group.num_samples, size * group.num_params)
+    ]
+    return torch.cat(parts) if parts else group.losses[:0]
+
+
+def _bytes_per_sample(factors: Factors) -> int:
+    """Size of one sample's factors."""
+    if isinstance(factors, Explicit):
+        return factors.output_grads[0:1].nbytes
+    if isinstance(factors, Lookup):
+        return factors.output_grads[0:1].nbytes + factors.indices[0:1].nbytes
+    if isinstance(factors, Dense | Patches):
+        return factors.output_grads[0:1].nbytes + factors.inputs[0:1].nbytes
+    return sum(factors.sizes)
+
+
+def _add_gram(gram: Tensor, factors: Factors) -> None:
+    """K += the Gram matrix of one set of factors, in place.
+
+    With T positions, I inputs and O outputs a pair of samples costs T²(I + O) by products of positions and I·O from explicit gradients,
+    which cost T·I·O more a sample: shared among N partners, next to nothing.
+    """
+    if isinstance(factors, Lookup):
+        gram += factors.gram()
+        return
+    if isinstance(factors, Patches) and factors.groups == 1:
+        out_features, in_features = factors.weight_shape[0], factors.sizes[0] // factors.weight_shape[0]
+        positions = factors.output_grads[0, :, 0].numel()
+        if _pairs_are_cheaper(factors.num_samples, positions, in_features, out_features):
+            factors = factors.unfolded()
+    if isinstance(factors, Dense) and _pairs_are_cheaper(
+        factors.num_samples, factors.num_positions, *factors.inputs.shape[2:], *factors.output_grads.shape[2:]
+    ):
+        gram += ops.gram_positions(factors.inputs, factors.output_grads, factors.bias)
+        return
+    for part in factors.slices(CHUNK_BYTES):
+        rows = part.rows(0, part.num_samples)
+        gram.addmm_(rows, rows.T)
+
+
+def _pairs_are_cheaper(num_samples: int, positions: int, in_features: int, out_features: int) -> bool:
+    """Whether a layer's Gram matrix costs less by products of positions than from explicit gradients."""
+    return positions**2 * (in_features + out_features) < in_features * out_features * (1 + positions / num_samples)
+
+
+def _add_gram_by_rows(gram: Tensor, group: GradientMatrix) -> None:
+    """K += the Gram matrix of entries that meet in the same parameters, from explicit rows of a few samples at a time."""
+    ranges = chunks(group.num_samples, group._like.element_size() * group.num_params)
+    for start, stop in ranges:
+        rows = group.rows(start, stop)
+        for first, last in ranges:
+            if first < start:
+                block = rows @ group.rows(first, last).T
+                gram[start:stop, first:last] += block
+                gram[first:last, start:stop] += block.T
+        gram[start:stop, start:stop] += rows @ rows.T

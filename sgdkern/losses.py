@@ -1,0 +1,108 @@
+"""Unreduced losses: any torch loss as one number a sample."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def unreduced(loss_fn: Loss) -> Loss:
+    """A loss of (outputs, targets) that returns one number a sample, [N], whatever reduction ``loss_fn`` has of its own.
+
+    A torch loss module or function is asked for ``reduction="none"``. Where that leaves several numbers a sample (tokens, pixels,
+    regression targets) they are averaged, or summed if the loss sums, as the loss would over a batch of this one sample; positions
+    that ``ignore_index`` drops are not counted. Class weights stay factors of the sample's loss.
+
+    Args:
+        loss_fn: torch loss module, torch loss function, or any callable that returns one loss a sample, [N].
+
+    Returns:
+        The unreduced loss.
+
+    Raises:
+        TypeError: if ``loss_fn`` is not callable.
+
+    Example:
+        >>> import torch
+        >>> unreduced(torch.nn.MSELoss())(torch.zeros(2, 3), torch.ones(2, 3))
+        tensor([1., 1.])
+    """
+    if not callable(loss_fn):
+        raise TypeError(
+            f"unreduced: loss_fn must be a loss module or a function of (outputs, targets), got {type(loss_fn).__name__}."
+        )
+    if isinstance(loss_fn, nn.Module) and isinstance(getattr(loss_fn, "reduction", None), str):
+        module = copy.copy(loss_fn)
+        reduction, ignored = module.reduction, getattr(module, "ignore_index", None)
+        module.reduction = "none"
+        return lambda outputs, targets: _one_a_sample(module(outputs, targets), targets, str(reduction), ignored)
+    parameters = _parameters(loss_fn)
+    if not isinstance(loss_fn, nn.Module) and "reduction" in parameters:
+        reduction = parameters["reduction"].default
+        ignored = parameters["ignore_index"].default if "ignore_index" in parameters else None
+        return lambda outputs, targets: _one_a_sample(
+            loss_fn(outputs, targets, reduction="none"), targets, str(reduction), ignored
+        )  # type: ignore[call-arg]
+    return lambda outputs, targets: _checked(loss_fn(outputs, targets))
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters of a callable; none where it does not tell."""
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _one_a_sample(losses: Tensor, targets: Any, reduction: str, ignored: int | None) -> Tensor:
+    """Losses [N, …] as [N], by the mean or the sum over what belongs to one sample."""
+    if losses.ndim <= 1:
+        return losses
+    flat = losses.flatten(1)
+    if reduction != "mean":  # "sum", and "batchmean", which divides by the number of samples alone
+        return flat.sum(1)
+    if (
+        ignored is not None
+        and isinstance(targets, Tensor)
+        and targets.shape == losses.shape
+        and not targets.is_floating_point()
+    ):
+        return flat.sum(1) / (targets != ignored).flatten(1).sum(1).clamp_min(1)
+    return flat.mean(1)
+
+
+def _checked(losses: Tensor) -> Tensor:
+    """The losses of a user's own callable, which must be [N]."""
+    if not isinstance(losses, Tensor) or losses.ndim != 1:
+        got = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"per_sample_gradients: a loss function of your own must return one loss a sample, [N], got {got}. "
+            "Drop its reduction (reduction='none', then average over everything but the first axis)."
+        )
+    return losses
+
+
+def check_losses(losses: Any, num_samples: int) -> Tensor:
+    """Losses as they must be: [N], floating point, finite, part of an autograd graph."""
+    if not isinstance(losses, Tensor) or losses.shape != (num_samples,):
+        got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"per_sample_gradients: the loss must give one number a sample, [{num_samples}], got {got}. "
+            "Is the first axis of every input and target the sample?"
+        )
+    if not losses.is_floating_point():
+        raise ValueError(f"per_sample_gradients: losses must be floating point, got {losses.dtype}.")
+    bad = (~torch.isfinite(losses.detach())).nonzero()[:, 0].tolist()
+    if bad:
+        raise RuntimeError(
+            f"per_sample_gradients: losses must be finite, got {losses.detach()[bad[0]].item()} for {len(bad)} of {num_samples} samples "
+            f"(first: {bad[:10]}). Look at these inputs, or lower the learning rate: training may have diverged."
+        )
+    return losses

@@ -1,0 +1,168 @@
+"""Recorder: sees every torch function in which parameters meet samples, and keeps what its rule will need.
+
+Nothing is registered on the model. A `TorchFunctionMode` belongs to one thread and one `with` block, so a measurement leaves no trace
+and two threads do not meet. Calls are kept with the *gradient edge* of their output, which stays right when an activation later works in
+place on that output.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from sgdkern.layers import DECOMPOSITIONS, LAYERS, Layer
+
+_REPETITIONS = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One recorded call: its rule, its arguments, and where its output's gradient will be found."""
+
+    layer: Layer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    edge: GradientEdge
+    shape: torch.Size
+    parameters: frozenset[str]
+
+    @property
+    def signature(self) -> tuple[str, int, frozenset[str]]:
+        """What two passes over different samples have in common."""
+        return self.layer.name, len(self.shape), self.parameters
+
+
+class Recorder(TorchFunctionMode):
+    """Records the calls in which tracked parameters meet anything that is not made of parameters alone.
+
+    Args:
+        model: the model; its other parameters and its buffers are constants, the same for all samples.
+        tracked: name → parameter looked at.
+        num_samples: N of the batch that will be recorded.
+    """
+
+    def __init__(self, model: nn.Module, tracked: Mapping[str, nn.Parameter], num_samples: int) -> None:
+        super().__init__()
+        self.sites: list[Site] = []
+        self.unruled: dict[str, str] = {}  # parameter → the function that has no rule
+        self.names = {id(parameter): name for name, parameter in tracked.items()}
+        self.sources: dict[int, frozenset[str]] = {
+            id(parameter): frozenset([name]) for name, parameter in tracked.items()
+        }
+        self.constants: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self.repeated: dict[int, Tensor] = {}
+        self.num_samples = num_samples
+
+    def tracked(self, value: Any) -> bool:
+        """Whether a value is a tracked parameter or computed from one, and from no sample."""
+        return id(value) in self.sources and isinstance(value, Tensor) and value.requires_grad
+
+    def unexpanded(self, tensor: Tensor) -> Tensor:
+        """The tensor that was repeated to give this one; itself where none was."""
+        while id(tensor) in self.repeated:
+            tensor = self.repeated[id(tensor)]
+        return tensor
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one torch function, and look at what went in."""
+        kwargs = dict(kwargs or {})
+        tensors = list(_tensors((args, kwargs)))
+        met = frozenset[str]().union(*(self.sources[id(tensor)] for tensor in tensors if id(tensor) in self.sources))
+        if all(id(tensor) in self.constants for tensor in tensors) and not self._meets_samples(func, args):
+            return self._constant(func, args, kwargs, met)
+        if not met:
+            return func(*args, **kwargs)
+        layer = LAYERS.get(func)
+        if layer is None:
+            inner = DECOMPOSITIONS.get(func) or _without_guard(func)
+            if inner is not None:
+                with self:
+                    return inner(*args, **kwargs)
+        versions = [(tensor, tensor._version) for tensor in tensors if id(tensor) in self.constants]
+        out = func(*args, **kwargs)
+        for tensor, version in versions:
+            if tensor._version != version:  # written to in place with samples: no constant any more
+                self.constants.pop(id(tensor), None)
+                self.sources.pop(id(tensor), None)
+        self._record(layer, func, args, kwargs, out, met)
+        return out
+
+    def _meets_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether a lookup by constant indices is nevertheless one row of indices a sample (positions 0 … T − 1 for each, say)."""
+        indices = args[0] if args else None
+        return (
+            func is nn.functional.embedding
+            and isinstance(indices, Tensor)
+            and indices.ndim > 1
+            and len(indices) == self.num_samples > 1
+        )
+
+    def _constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met: frozenset[str]) -> Any:
+        """Run a function of constants alone: its tensors are constants too, tracked where a tracked parameter went in."""
+        out = func(*args, **kwargs)
+        for tensor in _tensors(out):
+            self.constants[id(tensor)] = tensor
+            if met and tensor.requires_grad:
+                self.sources[id(tensor)] = self.sources.get(id(tensor), frozenset()) | met
+                if (
+                    getattr(func, "__name__", "") in _REPETITIONS
+                    and isinstance(args[0], Tensor)
+                    and args[0] is not tensor
+                ):
+                    self.repeated[id(tensor)] = args[0]
+        return out
+
+    def _record(
+        self,
+        layer: Layer | None,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        met: frozenset[str],
+    ) -> None:
+        """Keep a call if gradients can flow through it."""
+        if not (isinstance(out, Tensor) and out.requires_grad) and not any(t.requires_grad for t in _tensors(out)):
+            return
+        if layer is None or not isinstance(out, Tensor):
+            name = getattr(func, "__name__", str(func))
+            self.unruled.update(dict.fromkeys(met, name))
+            return
+        self.sites.append(Site(layer, args, kwargs, get_gradient_edge(out), out.shape, met))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested tuples, lists and dicts of arguments."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+@cache
+def _without_guard(func: Any) -> Callable[..., Any] | None:
+    """A Python function of torch.nn.functional that runs its own body, so that the functions inside can be seen; None for others."""
+    if not isinstance(func, types.FunctionType) or func.__module__ != "torch.nn.functional":
+        return None
+    never = dict.fromkeys(
+        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
+    )
+    body = types.FunctionType(
+        func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__, func.__closure__
+    )
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
