@@ -1,0 +1,232 @@
+"""Noise spectra against the dense covariance in float64: every route, every edge."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sgdkern import spectrum as spectrum_module
+from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.spectrum import noise_spectrum
+
+METHODS = ["gram", "lanczos", "auto"]
+
+
+def rows(num_samples: int, num_params: int, decay: float = 2.0, mean: float = 0.3, seed: int = 0) -> Tensor:
+    """Gradients with a decaying covariance and a common direction, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(0, -decay, num_params, dtype=torch.float64)
+    return torch.randn(num_samples, num_params, dtype=torch.float64, generator=generator) * scales + mean
+
+
+def dense_spectrum(G: Tensor, batch_size: int | None = None) -> tuple[np.ndarray, float]:
+    """Eigenvalues of C, descending, and its trace, from P × P in float64."""
+    n = len(G)
+    centred = (G - G.mean(0)).double().numpy()
+    phi = 1.0 if batch_size is None else (n - batch_size) / (batch_size * (n - 1)) if n > 1 else 0.0
+    covariance = phi * centred.T @ centred / n
+    return np.linalg.eigvalsh(covariance)[::-1], float(np.trace(covariance))
+
+
+def effective_dimension(G: Tensor, energy: float = 0.9) -> int:
+    eigenvalues, trace = dense_spectrum(G)
+    return int((np.cumsum(eigenvalues) < energy * trace * (1 - 1e-12)).sum()) + 1
+
+
+@pytest.fixture
+def iterate_from_30(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanczos on the stored K already at small N."""
+    monkeypatch.setattr(spectrum_module, "_LAPACK_SAMPLES", 30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(2, 3), (20, 7), (7, 20), (60, 200), (200, 60)])
+def test_every_route_finds_the_spectrum_of_the_dense_covariance(
+    shape: tuple[int, int], method: str, dtype: torch.dtype
+) -> None:
+    G = rows(*shape)
+    truth, trace = dense_spectrum(G, 2)
+    found = noise_spectrum(GradientMatrix.from_dense(G.to(dtype)), batch_size=2, method=method)
+    k = len(found.eigenvalues)
+    scale = 1e-12 if dtype == torch.float64 else 2e-6
+    assert found.converged
+    assert found.effective_dimension == effective_dimension(G)
+    assert k >= found.effective_dimension
+    assert k <= min(shape)
+    assert found.trace == pytest.approx(trace, rel=max(scale, 1e-12))
+    error = np.abs(found.eigenvalues.numpy() - truth[:k])
+    assert (error <= found.residual_norms.numpy() + scale * max(truth[0], 1e-30) + 1e-18).all()
+    assert (np.diff(found.eigenvalues.numpy()) <= 0).all()
+    assert found.reason
+
+
+def test_iteration_on_the_stored_gram_matrix(iterate_from_30: None) -> None:
+    G = rows(300, 500)
+    truth, _ = dense_spectrum(G)
+    found = noise_spectrum(GradientMatrix.from_dense(G), method="gram")
+    assert found.num_matvecs > 0
+    assert found.effective_dimension == len(found.eigenvalues) == effective_dimension(G)
+    np.testing.assert_allclose(found.eigenvalues.numpy(), truth[: len(found.eigenvalues)], rtol=1e-6)
+    ratio = truth.sum() ** 2 / (truth**2).sum()
+    assert found.participation_ratio == pytest.approx(ratio, rel=1e-10)
+    assert found.participation_ratio_error == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_factors_give_the_effective_dimension_to_one(method: str, seed: int, iterate_from_30: None) -> None:
+    # A mean ten times the noise: the centring has to cancel a leading eigenvalue a hundred times the rest.
+    G = rows(400, 300, decay=1.0, mean=3.0, seed=seed)
+    found = noise_spectrum(GradientMatrix.from_dense(G.float()), method=method)
+    assert found.converged
+    assert found.effective_dimension is not None
+    assert abs(found.effective_dimension - effective_dimension(G)) <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_batch_size_scales_the_spectrum_and_leaves_the_effective_dimension(method: str) -> None:
+    G = GradientMatrix.from_dense(rows(50, 80))
+    per_sample = noise_spectrum(G, method=method)
+    for batch_size in (1, 7, 49, 50):
+        phi = (50 - batch_size) / (batch_size * 49)
+        found = noise_spectrum(G, batch_size=batch_size, method=method)
+        torch.testing.assert_close(found.eigenvalues, phi * per_sample.eigenvalues)
+        assert found.trace == pytest.approx(phi * per_sample.trace)
+        assert found.effective_dimension == per_sample.effective_dimension
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 25), st.integers(1, 25), st.integers(0, 10**6), st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]))
+def test_routes_agree_on_the_effective_dimension(num_samples: int, num_params: int, seed: int, energy: float) -> None:
+    G = rows(num_samples, num_params, seed=seed)
+    gram = noise_spectrum(GradientMatrix.from_dense(G), method="gram", energy=energy)
+    lanczos = noise_spectrum(GradientMatrix.from_dense(G), method="lanczos", energy=energy)
+    assert gram.effective_dimension == lanczos.effective_dimension
+    assert gram.trace == pytest.approx(lanczos.trace, rel=1e-10, abs=1e-15)
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestEdges:
+    def test_one_sample_has_no_noise(self, method: str) -> None:
+        found = noise_spectrum(GradientMatrix.from_dense(rows(1, 5)), method=method, batch_size=1)
+        assert found.trace == 0
+        assert found.effective_dimension == 0
+        assert found.eigenvalues.tolist() == [0]
+        assert found.converged
+
+    def test_zero_gradients(self, method: str) -> None:
+        found = noise_spectrum(GradientMatrix.from_dense(torch.zeros(6, 4)), method=method, eigenvectors=True)
+        assert found.trace == found.stable_rank == found.participation_ratio == 0
+        assert found.effective_dimension == 0
+        assert not found.eigenvalues.any()
+
+    def test_equal_gradients(self, method: str) -> None:
+        found = noise_spectrum(GradientMatrix.from_dense(torch.ones(6, 4, dtype=torch.float64)), method=method)
+        assert found.trace == 0
+        assert found.effective_dimension == 0
+
+    def test_all_of_the_energy_is_the_rank(self, method: str) -> None:
+        G = rows(40, 9, decay=0.5)
+        found = noise_spectrum(GradientMatrix.from_dense(G), method=method, energy=1.0)
+        assert found.effective_dimension == 9
+        assert float(found.eigenvalues.sum()) == pytest.approx(found.trace)
+
+    def test_more_eigenvalues_than_the_rank(self, method: str) -> None:
+        G = torch.cat([rows(30, 4), torch.zeros(30, 21, dtype=torch.float64)], dim=1)
+        found = noise_spectrum(GradientMatrix.from_dense(G), method=method, num_eigenvalues=20)
+        assert found.eigenvalues.shape == (20,)
+        assert (found.eigenvalues[4:] <= 1e-14 * found.eigenvalues[0]).all()
+        assert found.effective_dimension == effective_dimension(G)
+        more = noise_spectrum(GradientMatrix.from_dense(G), method=method, num_eigenvalues=1000)
+        assert more.eigenvalues.shape == (25,)
+
+    def test_equal_eigenvalues(self, method: str) -> None:
+        # Orthogonal gradients: all 20 eigenvalues are equal, and 18 of them hold exactly 90 %.
+        found = noise_spectrum(GradientMatrix.from_dense(torch.eye(21, dtype=torch.float64)), method=method)
+        assert found.effective_dimension == 18
+        assert found.participation_ratio == pytest.approx(20, abs=found.participation_ratio_error + 1e-9)
+        assert found.stable_rank == pytest.approx(20)
+
+    def test_too_few_eigenvalues_to_know(self, method: str) -> None:
+        found = noise_spectrum(GradientMatrix.from_dense(rows(50, 50, decay=0.1)), method=method, num_eigenvalues=2)
+        assert found.eigenvalues.shape == (2,)
+        assert found.effective_dimension is None
+        assert found.converged
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shape_numbers(method: str) -> None:
+    G = rows(120, 90)
+    truth, _ = dense_spectrum(G)
+    found = noise_spectrum(GradientMatrix.from_dense(G), method=method)
+    ratio = truth.sum() ** 2 / (truth**2).sum()
+    assert abs(found.participation_ratio - ratio) <= found.participation_ratio_error + 1e-9
+    assert found.participation_ratio_error <= 0.05 * ratio
+    assert found.stable_rank == pytest.approx(truth.sum() / truth[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_eigenvectors_in_parameter_space(method: str) -> None:
+    G = rows(80, 50)
+    found = noise_spectrum(GradientMatrix.from_dense(G), method=method, eigenvectors=True, tolerance=1e-8)
+    centred = G - G.mean(0)
+    covariance = centred.T @ centred / len(G)
+    v = found.eigenvectors
+    assert v is not None
+    k = found.effective_dimension
+    assert v.shape == (50, k)
+    torch.testing.assert_close(v.T @ v, torch.eye(k, dtype=v.dtype), rtol=0, atol=1e-9)
+    torch.testing.assert_close(covariance @ v, v * found.eigenvalues[:k], rtol=0, atol=1e-9)
+
+
+def test_non_convergence_is_a_field_or_an_exception() -> None:
+    G = GradientMatrix.from_dense(rows(200, 300, decay=0.5))
+    found = noise_spectrum(G, method="lanczos", max_matvecs=20)
+    assert not found.converged
+    assert "max_matvecs" in found.remedy
+    assert found.effective_dimension is None
+    with pytest.raises(RuntimeError, match="max_matvecs"):
+        noise_spectrum(G, method="lanczos", max_matvecs=20, strict=True)
+
+
+def test_auto_keeps_the_memory_bound_and_says_why() -> None:
+    G = GradientMatrix.from_dense(rows(300, 20))
+    roomy = noise_spectrum(G)
+    assert roomy.method == "gram"
+    assert "within the bound" in roomy.reason
+    tight = noise_spectrum(G, memory_bound=10**6)
+    assert tight.method == "lanczos"
+    assert "above the bound" in tight.reason
+    with pytest.raises(ValueError, match="memory_bound"):
+        noise_spectrum(G, method="gram", memory_bound=10**6)
+    with pytest.raises(ValueError, match="memory_bound"):
+        noise_spectrum(G, memory_bound=10**4)
+
+
+def test_results_repeat_and_are_frozen() -> None:
+    G = GradientMatrix.from_dense(rows(100, 60))
+    first, second = noise_spectrum(G, method="lanczos"), noise_spectrum(G, method="lanczos")
+    assert torch.equal(first.eigenvalues, second.eigenvalues)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.trace = 0.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 6}, "batch_size"),
+        ({"energy": 0.0}, "energy"),
+        ({"energy": 1.5}, "energy"),
+        ({"num_eigenvalues": 0}, "num_eigenvalues"),
+        ({"method": "qr"}, "method"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        noise_spectrum(GradientMatrix.from_dense(rows(5, 3)), **options)
