@@ -1,0 +1,176 @@
+"""Alignment R: the mean cosine of independently drawn minibatch gradients, with its standard error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from torch import Tensor
+
+from sgdkern.order_parameters.confidence import jackknife_error, student_quantile
+from sgdkern.order_parameters.moments import noise_factor
+from sgdkern.statistics import GradientSource, GramSource, Statistics, gram_products, kind
+
+# Random keys that are drawn and ranked at once: 2²² · 4 bytes = 16 MiB.
+_KEYS_AT_ONCE = 2**22
+# Entries of K that are gathered at once.
+_ENTRIES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """R over drawn minibatches; its error is that of the draw, the N samples being given.
+
+    Attributes:
+        value: R^ = (‖Σ ĝ^µ‖² − M) / (M (M−1)).
+        standard_error: Jackknife over minibatches.
+        low: Lower confidence bound.
+        high: Upper confidence bound.
+        num_minibatches: M, those with a gradient that is not zero.
+        num_zero: Minibatches left out because their gradient is zero within rounding: they have no direction.
+        reason: Empty, or why there is no value.
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    num_minibatches: int
+    num_zero: int
+    reason: str = ""
+
+
+def minibatch_alignment(
+    source: GradientSource,
+    statistics: Statistics,
+    *,
+    batch_size: int,
+    num_minibatches: int = 512,
+    generator: torch.Generator | None = None,
+    replacement: bool = False,
+    confidence: float = 0.95,
+) -> Alignment:
+    """R = ⟨cos(g^µ, g^ν)⟩ over pairs of M independently drawn minibatches.
+
+    With S = Σ ĝ^µ: R^ = (‖S‖² − M) / (M (M−1)). Leaving out µ needs ĝ^µ · S only. Both come from K, or from the
+    minibatches' norms, one Gᵀ w (= S) and one G S.
+
+    Args:
+        source: The gradients.
+        statistics: Of the same samples.
+        batch_size: B.
+        num_minibatches: M; 0 for no estimate.
+        generator: Randomness; None draws from a fresh generator of seed 0, so that repeated calls use the same
+            minibatches.
+        replacement: Whether a minibatch may hold a sample twice.
+        confidence: Coverage of the bounds.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: If `num_minibatches` is 1, 2 or negative, or no minibatch of this size exists.
+    """
+    if num_minibatches == 0:
+        return Alignment(nan, nan, nan, nan, 0, 0, "not measured: num_minibatches=0")
+    if num_minibatches < 3:
+        raise ValueError(
+            f"order_parameters: num_minibatches must be 0 (no R) or at least 3, got {num_minibatches}. Take 512."
+        )
+    indices = draw_minibatches(
+        statistics.num_samples, batch_size, num_minibatches, generator=generator, replacement=replacement
+    )
+    if statistics.route == "gram" and isinstance(source, GramSource):
+        squared_norms = _minibatch_squared_norms(source.gram(), indices)
+    else:
+        squared_norms = source.minibatch_squared_norms(indices.to(kind(source)[1])).cpu().double()
+    # The mean of B gradients is known to within a rounding of the mean of their squared norms.
+    rounding = statistics.resolution / max(statistics.mean_squared_norm, torch.finfo(torch.float64).tiny)
+    has_direction = squared_norms > rounding * statistics.squared_norms[indices].mean(1)
+    indices, squared_norms = indices[has_direction], squared_norms[has_direction]
+    count = len(indices)
+    if count < 3:
+        return Alignment(
+            nan, nan, nan, nan, count, num_minibatches - count, "the minibatch gradients are zero within rounding"
+        )
+    scales = 1 / (batch_size * squared_norms.sqrt())  # ĝ^µ = scale · Σ of its rows
+    weights = torch.zeros(statistics.num_samples, dtype=torch.float64)  # S = Gᵀ w
+    weights.index_add_(0, indices.flatten(), scales.repeat_interleave(batch_size))
+    products = _sum_products(source, statistics, weights)  # G S
+    agreement = products[indices].sum(1) * scales  # ĝ^µ · S
+    total = float(agreement.sum())  # ‖S‖²
+    value = (total - count) / (count * (count - 1))
+    without = (total - 2 * agreement + 1 - (count - 1)) / ((count - 1) * (count - 2))
+    error = float(jackknife_error(without))
+    reach = student_quantile((1 + confidence) / 2, count - 1) * error
+    return Alignment(value, error, max(value - reach, -1.0), min(value + reach, 1.0), count, num_minibatches - count)
+
+
+def draw_minibatches(
+    num_samples: int,
+    batch_size: int,
+    num_minibatches: int,
+    *,
+    generator: torch.Generator | None = None,
+    replacement: bool = False,
+) -> Tensor:
+    """M minibatches of B samples, drawn independently of each other (not one epoch's partition).
+
+    Args:
+        num_samples: N.
+        batch_size: B.
+        num_minibatches: M.
+        generator: Randomness; None is a fresh generator of seed 0. The global one is never touched.
+        replacement: Whether a minibatch may hold a sample twice.
+
+    Returns:
+        Indices, int64 [M, B] on the CPU.
+
+    Raises:
+        ValueError: If no minibatch of this size exists.
+    """
+    noise_factor(batch_size, num_samples, replacement=replacement)  # refuses sizes that do not exist
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    device = generator.device
+    shape = (num_minibatches, batch_size)
+    if replacement:
+        return torch.randint(num_samples, shape, generator=generator, device=device).cpu()
+    if batch_size**2 <= 8 * num_samples:
+        return _floyd(num_samples, shape, generator).cpu()
+    rows = max(1, _KEYS_AT_ONCE // num_samples)
+    ranked = [
+        torch.rand(min(rows, num_minibatches - start), num_samples, generator=generator, device=device).topk(
+            batch_size
+        )[1]
+        for start in range(0, num_minibatches, rows)
+    ]
+    return torch.cat(ranked).cpu()
+
+
+def _floyd(num_samples: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Floyd's algorithm for all minibatches at once: B² M / 2 comparisons, whatever N is."""
+    num_minibatches, batch_size = shape
+    indices = torch.empty(shape, dtype=torch.int64, device=generator.device)
+    for column, last in enumerate(range(num_samples - batch_size, num_samples)):
+        drawn = torch.randint(last + 1, (num_minibatches,), generator=generator, device=generator.device)
+        taken = (indices[:, :column] == drawn[:, None]).any(1)
+        indices[:, column] = torch.where(taken, last, drawn)
+    return indices
+
+
+def _minibatch_squared_norms(gram: Tensor, indices: Tensor) -> Tensor:
+    """‖g^µ‖² = the mean of K over the minibatch's block, [N, N] and [M, B] → float64 [M]."""
+    indices = indices.to(gram.device)
+    rows = max(1, _ENTRIES_AT_ONCE // indices.shape[1] ** 2)
+    blocks = [gram[part[:, :, None], part[:, None, :]].double().mean((1, 2)) for part in indices.split(rows)]
+    return torch.cat(blocks).cpu()
+
+
+def _sum_products(source: GradientSource, statistics: Statistics, weights: Tensor) -> Tensor:
+    """G Gᵀ w, float64 [N] → [N]."""
+    if statistics.route == "gram" and isinstance(source, GramSource):
+        return gram_products(source.gram(), weights[:, None])[:, 0]
+    dtype, device = kind(source)
+    return source.matvec(source.rmatvec(weights.to(device, dtype))).cpu().double()

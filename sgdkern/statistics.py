@@ -1,0 +1,424 @@
+"""Statistics: all that an order parameter may read of the gradient matrix G, as a few small float64 arrays.
+
+Two routes lead to the same numbers. *gram* sums the N × N matrix K = G Gᵀ where that is already there or cheap;
+*passes* needs only per-sample norms, one Gᵀ w and one G v, O(N P) work, and never forms K. What only K can give
+(`Statistics.pairs`, for unbiased estimates of σ_λ²) is None on the second route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Groups: TypeAlias = "Tensor | Any | Mapping[str, Any]"
+
+# K in float32 takes 4 N² bytes, 16 MiB at N = 2048: about a last-level cache, so that the sums over it cost little.
+# Its N² Σ(I+O) / 2 multiply-adds stay below the 3 N Σ I·O of a forward and backward pass where I·O/(I+O) > N/6, and
+# the passes would have cost 2 N P in any case. Beyond this N the passes win on time as well as on memory.
+_LARGEST_GRAM = 2048
+# Group means are P numbers each; this many bytes of them are held at once.
+_GROUP_BYTES = 256 * 2**20
+# Rows of K that are converted to float64 at once: 512 · 2048 · 8 bytes = 8 MiB.
+_BLOCK_ROWS = 512
+
+
+class GradientChunk(Protocol):
+    """Consecutive rows of G that fit in memory."""
+
+    def squared_norms(self) -> Tensor:
+        """‖g_n‖², [N]."""
+
+    def matvec(self, v: Tensor, /) -> Tensor:
+        """G v, [P] → [N]."""
+
+    def rmatvec(self, w: Tensor, /) -> Tensor:
+        """Gᵀ w, [N] or [N, k] → [P] or [P, k]."""
+
+
+class GradientSource(Protocol):
+    """Whatever can make passes over the rows of G: a `GradientMatrix` or `StreamingGradients`."""
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+
+    def chunks(self) -> Iterable[Any]:
+        """The rows in order, as chunks; may be walked through again."""
+
+    def rmatvec(self, w: Tensor, /) -> Tensor:
+        """Gᵀ w."""
+
+    def matvec(self, v: Tensor, /) -> Tensor:
+        """G v."""
+
+    def minibatch_squared_norms(self, indices: Tensor, /) -> Tensor:
+        """‖mean of the rows of each minibatch‖², [M, B] → [M]."""
+
+
+@runtime_checkable
+class GramSource(Protocol):
+    """A source that can give K as well."""
+
+    def gram(self) -> Tensor:
+        """K = G Gᵀ, [N, N]."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairSums:
+    """Sums over the off-diagonal of K that need every K_ij (r_i = Σ_{j≠i} K_ij).
+
+    Attributes:
+        row_squares: Σ_{j≠i} K_ij², [N].
+        row_products: Σ_{j≠i} K_ij r_j, [N].
+        norm_products: Σ_{j≠i} K_ij q_j, [N].
+    """
+
+    row_squares: Tensor
+    row_products: Tensor
+    norm_products: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMeans:
+    """The groups' mean gradients, as their inner products.
+
+    Attributes:
+        names: The groups' names, [groups].
+        counts: N_g, [groups].
+        gram: Inner products of the groups' mean gradients, the mean of all samples last, [groups + 1, groups + 1].
+        mean_squared_norms: q̄_g, the mean of ‖g_n‖² in each group, [groups].
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    gram: Tensor
+    mean_squared_norms: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What an order parameter may read: float64 on the CPU, at most a few numbers a sample.
+
+    Attributes:
+        squared_norms: q_n = ‖g_n‖², [N].
+        projections: s_n = g_n · ḡ, [N].
+        directed_activity: A0 = ‖ḡ‖².
+        resolution: What rounding in G's dtype leaves of the mean q: an A0 below it is not a signal.
+        route: "gram" or "passes".
+        pairs: Sums over pairs of samples, where K was at hand.
+        groups: The groups' mean gradients, where groups were given.
+    """
+
+    squared_norms: Tensor
+    projections: Tensor
+    directed_activity: float
+    resolution: float
+    route: Literal["gram", "passes"]
+    pairs: PairSums | None = None
+    groups: GroupMeans | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.squared_norms)
+
+    @property
+    def mean_squared_norm(self) -> float:
+        """q̄, the mean of ‖g_n‖²."""
+        return float(self.squared_norms.mean())
+
+    @property
+    def trace(self) -> float:
+        """Tr Σ = q̄ − A0, the total variance of the per-sample gradients."""
+        return max(self.mean_squared_norm - self.directed_activity, 0.0)
+
+    def with_groups(self, source: GradientSource, groups: Groups | None) -> Statistics:
+        """The same statistics for another partition of the same samples: one more sum over K, or one more Gᵀ w.
+
+        Args:
+            source: The gradients that these statistics were taken from.
+            groups: As in `statistics`.
+
+        Returns:
+            A copy whose `groups` are those given.
+        """
+        if groups is None:
+            return replace(self, groups=None)
+        names, members = partition(groups, self.num_samples)
+        weights = _mean_weights(members, len(names))
+        gram = weighted_gram(source, weights[None], through_gram=self.route == "gram")[0]
+        return replace(self, groups=_group_means(names, weights, gram, self.squared_norms))
+
+
+def statistics(
+    source: GradientSource, *, groups: Groups | None = None, route: Literal["auto", "gram", "passes"] = "auto"
+) -> Statistics:
+    """Per-sample norms, projections on the mean gradient and, with `groups`, the groups' mean gradients.
+
+    Args:
+        source: A `GradientMatrix` (N × P), or `StreamingGradients` for data that does not fit in memory.
+        groups: A partition of the samples: integers [N] (a group's name is the text of its integer) or {name: boolean
+            mask [N]}. Every sample belongs to exactly one group: the identities that tie the groups to the whole hold
+            for nothing else.
+        route: "gram" sums over K; "passes" needs O(N P) work and no K (two passes); "auto" takes K where it is cached
+            already or N is at most 2048.
+
+    Returns:
+        The statistics, float64 on the CPU.
+
+    Raises:
+        ValueError: If there are no samples, a gradient is not finite, the groups are not a partition, or K is asked of
+            a source that cannot give it.
+
+    Example:
+        >>> import torch, sgdkern as sk
+        >>> from sgdkern.statistics import statistics
+        >>> G = sk.GradientMatrix.from_dense(torch.tensor([[1.0, 2.0], [3.0, -2.0]]))
+        >>> statistics(G).projections.tolist()  # the mean gradient is (2, 0)
+        [2.0, 6.0]
+    """
+    if source.num_samples < 1:
+        raise ValueError("statistics: the source must hold at least one sample, got 0. Is the data set empty?")
+    if route == "auto":
+        route = "gram" if _gram_is_affordable(source) else "passes"
+    if route == "passes":
+        return _by_passes(source, groups)
+    if not isinstance(source, GramSource):
+        raise ValueError(
+            f"statistics: route='gram' needs a source with K, got {type(source).__name__}. Take route='passes'."
+        )
+    return _by_gram(source, groups)
+
+
+def partition(groups: Groups, num_samples: int) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the groups and, for each sample, the number of its group.
+
+    Args:
+        groups: Integers [N] or {name: boolean mask [N]}.
+        num_samples: N.
+
+    Returns:
+        The names, in ascending order of the integers or in the mapping's order, and int64 [N].
+
+    Raises:
+        TypeError: If the labels are not integers or a mask is not boolean.
+        ValueError: If the length is not N, a group is empty, two groups overlap or a sample belongs to none.
+    """
+    if not isinstance(groups, Mapping):
+        labels = torch.as_tensor(groups).cpu()
+        if labels.is_floating_point() or labels.is_complex():
+            raise TypeError(f"statistics: groups must be integers or {{name: mask}}, got {labels.dtype}. Cast them.")
+        if labels.shape != (num_samples,):
+            raise ValueError(
+                f"statistics: groups must hold one integer for each of the {num_samples} samples, got shape "
+                f"{list(labels.shape)}. Were they made for another data set?"
+            )
+        values, members = torch.unique(labels.long(), return_inverse=True)
+        return tuple(str(value) for value in values.tolist()), members
+    masks = {str(name): torch.as_tensor(mask).cpu() for name, mask in groups.items()}
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise TypeError(f"statistics: the mask of group {name!r} must be boolean, got {mask.dtype}. Pass mask > 0.")
+        if mask.shape != (num_samples,):
+            raise ValueError(
+                f"statistics: the mask of group {name!r} must have shape [{num_samples}], got {list(mask.shape)}. "
+                "Was it made for another data set?"
+            )
+        if not mask.any():
+            raise ValueError(f"statistics: every group needs a sample, got none in {name!r}. Leave that group out.")
+    stacked = torch.stack(list(masks.values())) if masks else torch.zeros(1, num_samples, dtype=torch.bool)
+    memberships = stacked.sum(0)
+    if not bool((memberships == 1).all()):
+        sample = int((memberships != 1).nonzero()[0])
+        raise ValueError(
+            f"statistics: every sample must belong to exactly one group, got sample {sample} in "
+            f"{int(memberships[sample])}. Give the remaining samples a group of their own, or make groups disjoint."
+        )
+    return tuple(masks), stacked.int().argmax(0)
+
+
+def weighted_gram(source: GradientSource, weights: Tensor, *, through_gram: bool) -> Tensor:
+    """Inner products wᵀ K w' of weighted sums of the rows of G, for several sets of weights.
+
+    Args:
+        source: The gradients.
+        weights: Float64 [S, N, C]: S sets of C weightings of the samples.
+        through_gram: Whether to sum K rather than to form the sums Gᵀ w of length P.
+
+    Returns:
+        Float64 [S, C, C].
+    """
+    num_sets, num_samples, num_columns = weights.shape
+    if through_gram and isinstance(source, GramSource):
+        columns = weights.permute(1, 0, 2).reshape(num_samples, -1)
+        products = gram_products(source.gram(), columns).view(num_samples, num_sets, num_columns)
+        return torch.einsum("sna,nsb->sab", weights, products)
+    dtype, device = kind(source)
+    width = max(1, _GROUP_BYTES // (source.num_params * dtype.itemsize))
+    if num_columns <= width:  # all sums of a set fit: multiply them with each other
+        blocks = weights.split(max(1, width // num_columns))
+        return torch.cat([_gram_of_sums(source, block, dtype, device) for block in blocks])
+    result = weights.new_empty(num_sets, num_columns, num_columns)  # else K w = G (Gᵀ w), some columns at a time
+    for which, columns in enumerate(weights):
+        for start in range(0, num_columns, width):
+            block = columns[:, start : start + width].to(device, dtype)
+            products = source.matvec(source.rmatvec(block)).cpu().double()
+            result[which, :, start : start + width] = columns.T @ products
+    return (result + result.mT) / 2
+
+
+def gram_products(gram: Tensor, columns: Tensor) -> Tensor:
+    """K w in float64 without a float64 copy of K, [N, N] × [N, k] → [N, k] on the CPU."""
+    columns = columns.to(gram.device)
+    return torch.cat([rows.double() @ columns for rows in gram.split(_BLOCK_ROWS)]).cpu()
+
+
+def _products_and_squares(gram: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """K w together with Σ_j K_ij², [N, N] × [N, k] → [N, k] and [N], in one sweep."""
+    columns = columns.to(gram.device)
+    products, squares = [], []
+    for rows in gram.split(_BLOCK_ROWS):
+        block = rows.double()
+        products.append(block @ columns)
+        squares.append(torch.linalg.vecdot(block, block))
+    return torch.cat(products).cpu(), torch.cat(squares).cpu()
+
+
+def _gram_of_sums(source: GradientSource, weights: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Wᵀ K W = (Gᵀ W)ᵀ (Gᵀ W) for each of S sets, [S, N, C] → [S, C, C], by one pass."""
+    num_sets, num_samples, num_columns = weights.shape
+    columns = weights.permute(1, 0, 2).reshape(num_samples, -1)
+    sums = source.rmatvec(columns.to(device, dtype)).view(-1, num_sets, num_columns)
+    result = torch.zeros(num_sets, num_columns, num_columns, dtype=torch.float64)
+    for rows in sums.split(2**16):  # float64 a few rows at a time
+        part = rows.double().permute(1, 2, 0)
+        result += (part @ part.mT).cpu()
+    return result
+
+
+def _gram_is_affordable(source: GradientSource) -> bool:
+    """Whether K is there already or N is small enough for it."""
+    if not isinstance(source, GramSource):
+        return False
+    return bool(getattr(source, "has_gram", False)) or source.num_samples <= _LARGEST_GRAM
+
+
+def _by_gram(source: Any, groups: Groups | None) -> Statistics:
+    gram = source.gram()
+    num_samples = len(gram)
+    squared_norms = gram.diagonal().cpu().double()
+    _refuse_non_finite(squared_norms)
+    columns = [torch.full((num_samples, 1), 1 / num_samples, dtype=torch.float64), squared_norms[:, None]]
+    if groups is not None:
+        names, members = partition(groups, num_samples)
+        weights = _mean_weights(members, len(names))
+        columns.append(weights)
+    products, squares = _products_and_squares(gram, torch.cat(columns, dim=1))
+    projections = products[:, 0].clone()
+    off_diagonal_sums = num_samples * projections - squared_norms
+    pairs = PairSums(
+        row_squares=squares - squared_norms**2,
+        row_products=gram_products(gram, off_diagonal_sums[:, None])[:, 0] - squared_norms * off_diagonal_sums,
+        norm_products=products[:, 1] - squared_norms**2,
+    )
+    means = None
+    if groups is not None:
+        means = _group_means(names, weights, weights.T @ products[:, 2:], squared_norms)
+    return Statistics(
+        squared_norms=squared_norms,
+        projections=projections,
+        directed_activity=max(float(projections.mean()), 0.0),  # a squared norm, whatever the rounding
+        resolution=torch.finfo(gram.dtype).eps * float(squared_norms.mean()),
+        route="gram",
+        pairs=pairs,
+        groups=means,
+    )
+
+
+def _by_passes(source: GradientSource, groups: Groups | None) -> Statistics:
+    """Two passes over the chunks: norms together with Gᵀ w, then G ḡ."""
+    num_samples = source.num_samples
+    weights = torch.full((num_samples, 1), 1 / num_samples, dtype=torch.float64)
+    fused = True
+    if groups is not None:
+        names, members = partition(groups, num_samples)
+        group_weights = _mean_weights(members, len(names))
+        fused = len(names) * source.num_params * 8 <= _GROUP_BYTES
+        if fused:  # the groups' means come first, ḡ is their weighted mean: no column more
+            weights = group_weights
+    norms: list[Tensor] = []
+    sums = torch.empty(0)
+    for chunk, rows in _walk(source, weights):
+        norms.append(chunk.squared_norms())
+        part = chunk.rmatvec(rows.to(norms[-1].device, norms[-1].dtype))
+        sums = sums + part if len(sums) else part
+    squared_norms = torch.cat(norms).cpu().double()
+    _refuse_non_finite(squared_norms)
+    counts = weights.count_nonzero(0).to(sums.device, sums.dtype)
+    mean = sums @ (counts / num_samples)
+    projections = torch.cat([chunk.matvec(mean) for chunk in source.chunks()]).cpu().double()
+    result = Statistics(
+        squared_norms=squared_norms,
+        projections=projections,
+        directed_activity=sum(float(part.double().square().sum()) for part in mean.split(2**20)),
+        resolution=torch.finfo(mean.dtype).eps * float(squared_norms.mean()),
+        route="passes",
+    )
+    if groups is None:
+        return result
+    if not fused:
+        return result.with_groups(source, groups)
+    gram = torch.zeros(len(names), len(names), dtype=torch.float64)
+    for part in sums.split(2**16):
+        gram += (part.double().T @ part.double()).cpu()
+    return replace(result, groups=_group_means(names, group_weights, gram, squared_norms))
+
+
+def _walk(source: GradientSource, weights: Tensor) -> Iterator[tuple[GradientChunk, Tensor]]:
+    """The chunks of G with the rows of `weights` that belong to them."""
+    start = 0
+    for chunk in source.chunks():
+        stop = start + chunk.num_samples
+        yield chunk, weights[start:stop]
+        start = stop
+
+
+def kind(source: GradientSource) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of the vectors that the source takes."""
+    return getattr(source, "dtype", torch.float32), torch.device(getattr(source, "device", "cpu"))
+
+
+def _mean_weights(members: Tensor, num_groups: int) -> Tensor:
+    """Columns 1_g / N_g, so that Gᵀ W are the groups' means: [N] → float64 [N, groups]."""
+    one_hot = torch.nn.functional.one_hot(members, num_groups).double()
+    return one_hot / one_hot.sum(0)
+
+
+def _group_means(names: tuple[str, ...], weights: Tensor, gram: Tensor, squared_norms: Tensor) -> GroupMeans:
+    """Add the row of the whole mean: ḡ = Σ (N_g / N) g_g."""
+    counts = weights.count_nonzero(0)
+    shares = counts.double() / len(weights)
+    to_mean = torch.cat([torch.eye(len(names), dtype=torch.float64), shares[None]])
+    return GroupMeans(
+        names=names,
+        counts=tuple(counts.tolist()),
+        gram=to_mean @ ((gram + gram.T) / 2) @ to_mean.T,
+        mean_squared_norms=weights.T @ squared_norms,
+    )
+
+
+def _refuse_non_finite(squared_norms: Tensor) -> None:
+    broken = (~squared_norms.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"statistics: every per-sample gradient must be finite, got {len(broken)} that are not, first samples "
+            f"{broken[:5]}. Look at these samples' losses, or lower the learning rate."
+        )
