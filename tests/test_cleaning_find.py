@@ -1,0 +1,203 @@
+"""find_label_issues on histories made by hand: ranking, thresholds, columns, and words for bad input."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from sgdkern.cleaning import find_label_issues
+from sgdkern.cleaning.mixture import Mixture, fit_mixture, probability_wrong, rate_of
+from sgdkern.cleaning.scores import cross_entropy, margins, quality, time_average
+from sgdkern.history import History, Record
+
+
+class Known:
+    """Phases of the run made by `memorising_run`."""
+
+    t23 = 60.0
+    cleaning_step = 25.0
+
+
+def memorising_run(num_samples=600, num_classes=5, noise_rate=0.3, seed=0):
+    """Logits [T, N, C] of a run that learns the truth by step 10 and memorises the labels after step 60."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, num_classes, num_samples)
+    wrong = np.arange(num_samples) < round(noise_rate * num_samples)
+    given = np.where(wrong, (truth + rng.integers(1, num_classes, num_samples)) % num_classes, truth)
+    steps = np.unique(np.geomspace(1, 400, 24).round()).astype(int)
+    logits = rng.normal(0, 0.6, (len(steps), num_samples, num_classes))
+    rows = np.arange(num_samples)
+    for t, step in enumerate(steps):
+        logits[t, rows, truth] += 3 * min(1, step / 10)
+        logits[t, rows, given] += 6 * max(0, np.log(step / 60)) + 0.5
+    return steps, logits, given, truth, wrong
+
+
+def auroc(wrong, quality_score):
+    """Share of (wrong, right) pairs that the score orders correctly, ties count half."""
+    bad, good = quality_score[wrong][:, None], quality_score[~wrong][None]
+    return ((bad < good).mean() + (bad == good).mean() / 2).item()
+
+
+@pytest.mark.parametrize("method", ["aum", "mean_loss", "loss", "paper", "auto"])
+def test_every_method_finds_the_wrong_labels(method):
+    steps, logits, given, truth, wrong = memorising_run()
+    issues = find_label_issues(logits, labels=given, kind="logits", steps=steps, phases=Known(), method=method)
+    assert auroc(wrong, issues["label_quality"]) > 0.97
+    found = issues["is_label_issue"]
+    assert (found & wrong).sum() / found.sum() > 0.9
+    assert (found & wrong).sum() / wrong.sum() > 0.9
+    assert np.mean(issues["predicted_label"] == truth) > 0.95
+    assert abs(issues.noise_rate.estimate - 0.3) < 0.05
+    assert issues.noise_rate.low < issues.noise_rate.estimate < issues.noise_rate.high
+
+
+def test_contract_of_the_columns():
+    steps, logits, given, _, _ = memorising_run(num_samples=200)
+    issues = find_label_issues(logits, labels=given, kind="logits", steps=steps)
+    assert dict(issues).keys() == {"is_label_issue", "label_quality", "given_label", "predicted_label", "p_wrong"}
+    score = issues["label_quality"]
+    assert ((score >= 0) & (score <= 1)).all()
+    np.testing.assert_array_equal(issues["is_label_issue"], score < 0.5)
+    assert (np.diff(issues["p_wrong"][issues.ranking]) <= 1e-12).all()
+    assert len(issues) == issues.num_samples == 200
+    assert issues.expected_precision(10) >= issues.expected_precision(150)
+    with pytest.raises(KeyError, match="label_quality"):
+        issues["labelquality"]
+
+
+def test_a_permutation_of_the_samples_permutes_the_table():
+    steps, logits, given, _, _ = memorising_run(num_samples=150)
+    order = np.random.default_rng(1).permutation(150)
+    one = find_label_issues(logits, labels=given, kind="logits", steps=steps)
+    two = find_label_issues(logits[:, order], labels=given[order], kind="logits", steps=steps)
+    np.testing.assert_allclose(two["label_quality"], one["label_quality"][order], rtol=1e-12)
+    np.testing.assert_array_equal(two["predicted_label"], one["predicted_label"][order])
+
+
+def test_clean_labels_give_few_issues_whatever_is_recorded():
+    steps, logits, given, _, _ = memorising_run(noise_rate=0.0)
+    for method in ("aum", "mean_loss"):
+        issues = find_label_issues(logits, labels=given, kind="logits", steps=steps, phases=Known(), method=method)
+        assert issues["is_label_issue"].mean() <= 0.02
+
+
+def test_strings_work_like_integers():
+    steps, logits, given, _, _ = memorising_run(num_samples=100)
+    names = np.array(["ant", "bee", "cat", "dog", "elk"])
+    numbers = find_label_issues(logits, labels=given, kind="logits", steps=steps)
+    strings = find_label_issues(logits, labels=names[given], kind="logits", steps=steps)
+    np.testing.assert_array_equal(strings["label_quality"], numbers["label_quality"])
+    np.testing.assert_array_equal(strings["predicted_label"], names[numbers["predicted_label"]])
+
+
+def test_a_history_gives_what_its_arrays_give():
+    steps, logits, given, _, _ = memorising_run(num_samples=120)
+    history = History({"given_labels": given})
+    margin = margins(logits, given).astype(np.float32)
+    loss = cross_entropy(logits, given).astype(np.float32)
+    for t, step in enumerate(steps):
+        history.append(Record(step=int(step), losses=loss[t], margins=margin[t], predictions=logits[t].argmax(-1)))
+    issues = find_label_issues(history, phases=Known())
+    arrays = find_label_issues(
+        margin, kind="margins", labels=given, steps=steps, predictions=logits.argmax(-1), phases=Known()
+    )
+    for column in issues:
+        np.testing.assert_array_equal(issues[column], arrays[column])
+    assert issues.method == "aum"
+    assert issues.cleaning_step == 60.0
+
+
+def test_csv_is_ranked_and_suggests(tmp_path):
+    steps, logits, given, truth, _ = memorising_run(num_samples=80)
+    issues = find_label_issues(logits, labels=given, kind="logits", steps=steps, phases=Known())
+    with issues.to_csv(tmp_path / "issues.csv", true_label=truth).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == issues.ranking.tolist()
+    assert float(rows[0]["label_quality"]) <= float(rows[-1]["label_quality"])
+    first = int(rows[0]["index"])
+    assert rows[0]["suggested_label"] == str(issues["predicted_label"][first])
+    assert rows[-1]["suggested_label"] == rows[-1]["given_label"]
+    assert {"is_label_issue", "p_wrong", "true_label"} <= rows[0].keys()
+
+
+def test_pandas_has_one_row_a_sample():
+    pytest.importorskip("pandas")
+    steps, logits, given, _, _ = memorising_run(num_samples=30)
+    frame = find_label_issues(logits, labels=given, kind="logits", steps=steps).to_pandas()
+    assert list(frame.columns)[:4] == ["is_label_issue", "label_quality", "given_label", "predicted_label"]
+    assert len(frame) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"labels": None}, "labels must be given"),
+        ({"labels": np.zeros(7, int)}, "6 samples for 7 labels"),
+        ({"recorded": -np.ones((2, 6))}, "kind='margins'"),
+        ({"recorded": np.full((2, 6), np.nan)}, "Did training diverge"),
+        ({"steps": np.array([2, 1])}, "steps must increase"),
+        ({"steps": np.array([1, 2, 3])}, "2 rows of losses for 3 steps"),
+        ({"method": "loss"}, "phases with a cleaning step"),
+        ({"method": "aum"}, "needs margins or logits"),
+        ({"method": "best"}, "unknown method 'best'"),
+        ({"kind": "logits"}, "2 classes|columns"),
+        ({"kind": "gradients"}, "kind must be"),
+        ({"recorded": np.ones((2, 6))}, "scores must differ"),
+    ],
+)
+def test_bad_input_is_told_in_words(arguments, words):
+    good = {"recorded": np.arange(12.0).reshape(2, 6), "labels": np.array([0, 1, 0, 1, 0, 1])}
+    call = good | arguments
+    with pytest.raises(ValueError, match=words):
+        find_label_issues(call.pop("recorded"), **call)
+
+
+def test_time_average_is_the_trapezoidal_rule():
+    steps = np.array([1, 2, 5, 11])
+    values = np.array([[1.0], [3.0], [2.0], [7.0]])
+    area = (1 + 3) / 2 * 1 + (3 + 2) / 2 * 3 + (2 + 7) / 2 * 6
+    assert time_average(values, steps)[0] == pytest.approx(area / 10)
+    assert time_average(values, steps, until=5)[0] == pytest.approx(((1 + 3) / 2 + (3 + 2) / 2 * 3) / 4)
+    assert time_average(values, steps, until=0)[0] == 1.0
+
+
+def test_margins_and_losses_by_a_loop():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(3, 4, 5)) * 50, rng.integers(0, 5, 4)
+    for t in range(3):
+        for n in range(4):
+            z, y = logits[t, n], labels[n]
+            others = np.delete(z, y)
+            assert margins(logits, labels)[t, n] == pytest.approx(z[y] - others.max())
+            assert cross_entropy(logits, labels)[t, n] == pytest.approx(np.logaddexp.reduce(z) - z[y], abs=1e-12)
+
+
+def test_mixture_recovers_two_gaussians():
+    rng = np.random.default_rng(3)
+    values = np.concatenate([rng.normal(0, 1, 3000), rng.normal(8, 2, 1000)])
+    mixture = fit_mixture(values)
+    np.testing.assert_allclose(mixture.means, (0, 8), atol=0.2)
+    np.testing.assert_allclose(mixture.weights, (0.75, 0.25), atol=0.02)
+    # equal weighted densities at x: the defining equation, checked at the point returned
+    x = mixture.equal_density
+    parts = zip(mixture.means, mixture.variances, mixture.weights)
+    densities = [weight / v**0.5 * np.exp(-((x - mean) ** 2) / (2 * v)) for mean, v, weight in parts]
+    assert densities[0] == pytest.approx(densities[1], rel=0.02)
+    assert mixture.midpoint == pytest.approx(sum(mixture.means) / 2)
+
+
+def test_equal_density_falls_back_to_the_midpoint():
+    assert Mixture((0.0, 1.0), (1.0, 1.0), (0.999, 0.001)).equal_density == 0.5
+
+
+def test_probability_wrong_is_certain_only_without_a_second_group():
+    assert (probability_wrong(np.array([1.0, 2.0, 3.0]), 0.0) == 0).all()
+    assert rate_of(np.zeros(100)).high == pytest.approx(0.037, abs=1e-3)  # Wilson's upper bound at 0 of 100
+
+
+def test_quality_is_strictly_increasing_and_half_at_the_threshold():
+    scores = np.linspace(-100, 100, 1001)
+    values = quality(scores, 20.0)
+    assert (np.diff(values) > 0).all()
+    assert quality(np.array([20.0, 1.0]), 20.0)[0] == 0.5
