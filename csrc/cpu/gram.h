@@ -1,0 +1,204 @@
+// K [N, N] = sum over layers of (A A^T + c) * (D D^T), elementwise product; A [N, I] the layer's inputs, D [N, O] the
+// gradients at its outputs, c = 1 where it has a bias (the constant column of A is folded in, never stored).
+//
+// Work     N (N + 1) / 2 * sum(I + O) multiply-adds: the lower triangle only, mirrored once.
+// Traffic  every factor is read once and packed once; K is written once. No N x N temporary: each thread keeps three
+//          tiles (147 KiB each in float32), which with the panels in use fit a second-level cache of 1 MiB.
+// Tiling   samples are packed in panels [features, kPanel], so that a row of a panel is what a register block needs
+//          next, whether it serves as the left operand (broadcast) or as the right one (vectors). A block of
+//          kBlockFeatures rows of a right panel stays in the first-level cache while all left panels pass it.
+//          A A^T of a tile goes to a buffer; D D^T is multiplied with it while still in registers.
+// Numerics sums run over features in order within blocks of kBlockFeatures, then over blocks, then over layers: for a
+//          given instruction set a result depends neither on the number of threads nor on the run. float32 and float64
+//          accumulate in their own type, bfloat16 and float16 are widened to float32 when packed.
+// Tried and dropped: see docs/decisions/0003-own-gram-kernel.md.
+//
+// This half is plain C++ on raw pointers, without torch: tests, sanitizers and benchmarks call each instruction set.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace sgdkern {
+
+constexpr int kTileSamples = 192;      // divisible by twice every panel
+constexpr int kBlockFeatures = 384;    // 48 KiB of a float32 panel at AVX-512: measured best of 128 ... 512
+constexpr int kPrefetchFeatures = 64;  // packing reads many rows at once, too many for the hardware's prefetcher
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class T, class Source>
+inline __attribute__((always_inline)) T widen(Source value) {
+  if constexpr (std::is_same_v<Source, BFloat16>) {
+    return __builtin_bit_cast(float, uint32_t{value.bits} << 16);
+  } else if constexpr (std::is_same_v<Source, Float16>) {
+    // Exponent and mantissa moved to their float32 places are 2^-112 times the value, subnormals included.
+    const float magnitude = __builtin_bit_cast(float, uint32_t(value.bits & 0x7fff) << 13) * 0x1p112f;
+    const uint32_t special = (value.bits & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;  // infinity or NaN
+    const uint32_t sign = uint32_t(value.bits & 0x8000) << 16;
+    return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, magnitude) | special | sign);
+  } else {
+    return value;
+  }
+}
+
+// One layer as the caller has it: rows of `*_stride` elements, contiguous within a row.
+template <class Source>
+struct Layer {
+  const Source* inputs;        // [N, I]
+  const Source* output_grads;  // [N, O]
+  int64_t in_features, out_features, inputs_stride, output_grads_stride;
+  bool constant_column;
+};
+
+template <class T>
+struct PackedLayer {
+  const T* inputs;        // [N / kPanel, I, kPanel]
+  const T* output_grads;  // [N / kPanel, O, kPanel]
+  int64_t in_features, out_features;
+  bool constant_column;
+};
+
+// What an instruction set offers.
+template <class T, class Source>
+struct Kernels {
+  int64_t panel;
+  void (*pack)(const Source* rows, int64_t stride, int64_t samples, int64_t features, T* packed);
+  void (*gram_tile)(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile, int64_t row0,
+                    int64_t column0, T* workspace, T* gram);
+};
+
+namespace baseline {  // SSE2 on x86-64, NEON on aarch64: what every such processor has
+#define SGDKERN_TARGET
+#define SGDKERN_VECTOR_BYTES 16
+#define SGDKERN_ROWS 4
+#ifdef __aarch64__
+#define SGDKERN_VECTORS 4  // 32 registers there, 16 on x86-64
+#else
+#define SGDKERN_VECTORS 2
+#endif
+#include "gram_tile.inl"
+}  // namespace baseline
+
+#ifdef __x86_64__
+namespace avx2 {
+#define SGDKERN_TARGET __attribute__((target("avx2,fma")))
+#define SGDKERN_VECTOR_BYTES 32
+#define SGDKERN_ROWS 4
+#define SGDKERN_VECTORS 3
+#include "gram_tile.inl"
+}  // namespace avx2
+
+namespace avx512 {
+#define SGDKERN_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define SGDKERN_VECTOR_BYTES 64
+#define SGDKERN_ROWS 8
+#define SGDKERN_VECTORS 2
+#include "gram_tile.inl"
+}  // namespace avx512
+#endif
+
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+
+inline bool is_supported(InstructionSet set) {
+#ifdef __x86_64__
+  if (set == InstructionSet::kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (set == InstructionSet::kAvx512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return set == InstructionSet::kBaseline;
+}
+
+inline InstructionSet best_instruction_set() {
+  if (is_supported(InstructionSet::kAvx512)) return InstructionSet::kAvx512;
+  return is_supported(InstructionSet::kAvx2) ? InstructionSet::kAvx2 : InstructionSet::kBaseline;
+}
+
+template <class T, class Source>
+const Kernels<T, Source>& kernels_for(InstructionSet set) {
+#ifdef __x86_64__
+  if (set == InstructionSet::kAvx512) return avx512::kKernels<T, Source>;
+  if (set == InstructionSet::kAvx2) return avx2::kKernels<T, Source>;
+#endif
+  return baseline::kKernels<T, Source>;
+}
+
+struct AlignedDelete {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+};
+
+template <class T>
+using Buffer = std::unique_ptr<T[], AlignedDelete>;
+
+// rows * columns elements, uninitialised and aligned to a cache line; null when there is no memory.
+template <class T>
+Buffer<T> make_buffer(int64_t rows, int64_t columns) {
+  int64_t bytes = 0;  // an expanded tensor can have more elements than memory has bytes
+  if (__builtin_mul_overflow(rows, columns, &bytes) || __builtin_mul_overflow(bytes, sizeof(T), &bytes)) return nullptr;
+  return Buffer<T>(static_cast<T*>(::operator new(bytes, std::align_val_t{64}, std::nothrow)));
+}
+
+// gram [N, N], from layers of N samples. `parallel(count, body)` calls body(begin, end) on parts of [0, count), on as
+// many threads as it likes. Returns false, with nothing written, when there is no memory for the packed factors.
+template <class T, class Source, class Parallel>
+bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, InstructionSet set, Parallel&& parallel,
+          T* result) {
+  const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
+  const int64_t num_panels = (num_samples + kernels.panel - 1) / kernels.panel;
+  std::vector<Buffer<T>> buffers;
+  std::vector<PackedLayer<T>> packed;
+  for (const Layer<Source>& layer : layers) {
+    buffers.push_back(make_buffer<T>(num_panels * kernels.panel, layer.in_features));
+    buffers.push_back(make_buffer<T>(num_panels * kernels.panel, layer.out_features));
+    if (!buffers.end()[-2] || !buffers.back()) return false;
+    packed.push_back({buffers.end()[-2].get(), buffers.back().get(), layer.in_features, layer.out_features,
+                      layer.constant_column});
+  }
+  parallel(num_panels, [&](int64_t begin, int64_t end) {
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const Layer<Source>& layer = layers[l];
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const int64_t first = panel * kernels.panel;
+        const int64_t samples = std::min(kernels.panel, num_samples - first);
+        kernels.pack(layer.inputs + first * layer.inputs_stride, layer.inputs_stride, samples, layer.in_features,
+                     buffers[2 * l].get() + first * layer.in_features);
+        kernels.pack(layer.output_grads + first * layer.output_grads_stride, layer.output_grads_stride, samples,
+                     layer.out_features, buffers[2 * l + 1].get() + first * layer.out_features);
+      }
+    }
+  });
+  // Few samples: smaller tiles, so that every thread has some. The sums are the same.
+  const int64_t tile = num_samples < 4 * kTileSamples ? kTileSamples / 2 : kTileSamples;
+  const int64_t side = (num_samples + tile - 1) / tile;
+  std::vector<std::array<int64_t, 2>> tiles;
+  for (int64_t i = side; i-- > 0;) {
+    for (int64_t j = 0; j <= i; ++j) tiles.push_back({i * tile, j * tile});
+  }
+  std::atomic<std::size_t> next{0};
+  parallel(static_cast<int64_t>(tiles.size()), [&](int64_t, int64_t) {  // each thread takes the next tile, not a share
+    const Buffer<T> workspace = make_buffer<T>(3 * kTileSamples, kTileSamples);
+    for (std::size_t at; workspace && (at = next++) < tiles.size();) {
+      kernels.gram_tile(packed.data(), static_cast<int64_t>(packed.size()), num_samples, tile, tiles[at][0],
+                        tiles[at][1], workspace.get(), result);
+    }
+  });
+  return next >= tiles.size();  // else no thread had a workspace
+}
+
+}  // namespace sgdkern

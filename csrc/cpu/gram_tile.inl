@@ -1,0 +1,176 @@
+// The arithmetic of gram.h for one instruction set. Included once for each, inside a namespace of its own, with
+//   SGDKERN_TARGET        the function attribute that switches the instruction set on
+//   SGDKERN_VECTOR_BYTES  bytes in a vector register
+//   SGDKERN_ROWS          rows of a register block, and
+//   SGDKERN_VECTORS       vectors in each: rows x vectors sums, a row of operands and one broadcast fill the registers
+// All is inlined into `pack` and `gram_tile`, so that no vector crosses a function boundary.
+
+#define SGDKERN_INLINE SGDKERN_TARGET inline __attribute__((always_inline))
+
+template <class T>
+struct Shape {
+  static constexpr int kLanes = SGDKERN_VECTOR_BYTES / sizeof(T);
+  static constexpr int kVectors = SGDKERN_VECTORS;
+  static constexpr int kRows = SGDKERN_ROWS;
+  static constexpr int kPanel = kVectors * kLanes;  // samples in a packed panel = columns of a register block
+  static_assert(kPanel % kRows == 0 && kTileSamples % (2 * kPanel) == 0);
+  typedef T Vector __attribute__((vector_size(SGDKERN_VECTOR_BYTES)));
+};
+
+template <class Vector, std::size_t... I>
+SGDKERN_INLINE void interleave(const Vector& a, const Vector& b, Vector& low, Vector& high, std::index_sequence<I...>) {
+  constexpr int n = sizeof...(I);
+  low = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n)...);
+  high = __builtin_shufflevector(a, b, (n / 2 + I / 2 + (I % 2) * n)...);
+}
+
+// Transposes a square of kLanes vectors in log2(kLanes) perfect shuffles.
+template <class T>
+SGDKERN_INLINE void transpose(typename Shape<T>::Vector (&square)[Shape<T>::kLanes]) {
+  constexpr int n = Shape<T>::kLanes;
+  for (int stage = 1; stage < n; stage *= 2) {
+    typename Shape<T>::Vector shuffled[n];
+    for (int i = 0; i < n / 2; ++i) {
+      interleave(square[i], square[i + n / 2], shuffled[2 * i], shuffled[2 * i + 1], std::make_index_sequence<n>{});
+    }
+    for (int i = 0; i < n; ++i) square[i] = shuffled[i];
+  }
+}
+
+// packed [features, kPanel] = rows [kPanel, features] transposed and widened; samples past the last one become zeros.
+template <class T, class Source>
+SGDKERN_TARGET void pack(const Source* rows, int64_t stride, int64_t samples, int64_t features, T* packed) {
+  using S = Shape<T>;
+  constexpr int n = S::kLanes;
+  for (int64_t k0 = 0; k0 < features; k0 += n) {
+    const int64_t width = std::min<int64_t>(n, features - k0);
+    for (int64_t first = 0; first < S::kPanel; first += n) {
+      typename S::Vector square[n];
+      for (int i = 0; i < n; ++i) {
+        T values[n] = {};
+        if (first + i < samples) {
+          const Source* row = rows + (first + i) * stride + k0;
+          if (width == n) {
+            for (int k = 0; k < n; ++k) values[k] = widen<T>(row[k]);
+            __builtin_prefetch(row + kPrefetchFeatures, 0, 2);
+          } else {
+            for (int64_t k = 0; k < width; ++k) values[k] = widen<T>(row[k]);
+          }
+        }
+        std::memcpy(&square[i], values, sizeof(values));
+      }
+      transpose<T>(square);
+      for (int64_t k = 0; k < width; ++k) {
+        std::memcpy(packed + (k0 + k) * S::kPanel + first, &square[k], sizeof(square[k]));
+      }
+    }
+  }
+}
+
+// Where the sums of a register block go.
+template <class T>
+struct Sink {
+  T* first;    // [kTileSamples, kTileSamples] the tile of A A^T
+  T* second;   // the same of D D^T, while its features come in more than one block
+  T* total;    // the same of K
+  T constant;  // 1 where the layer has a constant column: it adds 1 to all of A A^T
+  bool into_first, begins, ends, first_layer;
+};
+
+template <class T, int Vectors>
+SGDKERN_INLINE void register_block(const T* left, const T* right, int64_t features, const Sink<T>& sink, int64_t at) {
+  using S = Shape<T>;
+  using Vector = typename S::Vector;
+  Vector sums[S::kRows][Vectors];
+  for (int i = 0; i < S::kRows; ++i) {
+    for (int j = 0; j < Vectors; ++j) sums[i][j] = Vector{};
+  }
+  for (int64_t k = 0; k < features; ++k, left += S::kPanel, right += S::kPanel) {
+    Vector operand[Vectors];
+    for (int j = 0; j < Vectors; ++j) operand[j] = reinterpret_cast<const Vector*>(right)[j];
+    for (int i = 0; i < S::kRows; ++i) {
+      for (int j = 0; j < Vectors; ++j) sums[i][j] += left[i] * operand[j];
+    }
+  }
+  for (int i = 0; i < S::kRows; ++i, at += kTileSamples) {
+    for (int j = 0; j < Vectors; ++j) {
+      Vector* partial = reinterpret_cast<Vector*>((sink.into_first ? sink.first : sink.second) + at) + j;
+      Vector value = sink.begins ? sums[i][j] : *partial + sums[i][j];
+      if (!sink.ends) {
+        *partial = value;
+        continue;
+      }
+      Vector* total = reinterpret_cast<Vector*>(sink.total + at) + j;
+      value *= reinterpret_cast<const Vector*>(sink.first + at)[j] + sink.constant;
+      *total = sink.first_layer ? value : *total + value;
+    }
+  }
+}
+
+// One product over a tile: left [row_panels, features, kPanel] times right [column_panels, features, kPanel].
+template <class T>
+SGDKERN_INLINE void product(const T* left, const T* right, int64_t features, int64_t row_panels, int64_t column_panels,
+                            bool diagonal, Sink<T> sink, bool into_first) {
+  using S = Shape<T>;
+  sink.into_first = into_first;
+  int64_t k = 0;
+  do {  // once even without features: the sums are zeros then
+    const int64_t count = std::min<int64_t>(kBlockFeatures, features - k);
+    sink.begins = k == 0;
+    sink.ends = !into_first && k + count == features;
+    for (int64_t q = 0; q < column_panels; ++q) {
+      const T* right_panel = right + (q * features + k) * S::kPanel;
+      for (int64_t p = diagonal ? q : 0; p < row_panels; ++p) {
+        const T* left_panel = left + (p * features + k) * S::kPanel;
+        for (int row = 0; row < S::kPanel; row += S::kRows) {
+          const int64_t at = (p * S::kPanel + row) * kTileSamples + q * S::kPanel;
+          if (diagonal && p == q && row + S::kRows <= S::kLanes) {  // the other vectors lie above the diagonal
+            register_block<T, 1>(left_panel + row, right_panel, count, sink, at);
+          } else {
+            register_block<T, S::kVectors>(left_panel + row, right_panel, count, sink, at);
+          }
+        }
+      }
+    }
+    k += count;
+  } while (k < features);
+}
+
+// The tile of K with its first row and column at (row0, column0), and its mirror image.
+template <class T>
+SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile,
+                              int64_t row0, int64_t column0, T* workspace, T* gram) {
+  using S = Shape<T>;
+  const bool diagonal = row0 == column0;
+  const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
+  const int64_t row_panels = (rows + S::kPanel - 1) / S::kPanel;
+  const int64_t column_panels = (columns + S::kPanel - 1) / S::kPanel;
+  constexpr int64_t kArea = int64_t{kTileSamples} * kTileSamples;
+  Sink<T> sink{workspace, workspace + kArea, workspace + 2 * kArea, T{0}, false, false, false, true};
+  for (const PackedLayer<T>* layer = layers; layer != layers + num_layers; ++layer) {
+    const int64_t in = layer->in_features, out = layer->out_features;
+    sink.constant = layer->constant_column ? T{1} : T{0};
+    product<T>(layer->inputs + row0 * in, layer->inputs + column0 * in, in, row_panels, column_panels, diagonal, sink,
+               true);
+    product<T>(layer->output_grads + row0 * out, layer->output_grads + column0 * out, out, row_panels, column_panels,
+               diagonal, sink, false);
+    sink.first_layer = false;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t count = diagonal ? i + 1 : columns;
+    std::memcpy(gram + (row0 + i) * num_samples + column0, sink.total + i * kTileSamples, count * sizeof(T));
+  }
+  for (int64_t j = 0; j < columns; ++j) {
+    T* mirrored = gram + (column0 + j) * num_samples + row0;
+    for (int64_t i = diagonal ? j + 1 : 0; i < rows; ++i) mirrored[i] = sink.total[i * kTileSamples + j];
+  }
+}
+
+template <class T, class Source>
+constexpr Kernels<T, Source> kKernels = {Shape<T>::kPanel, pack<T, Source>, gram_tile<T>};
+
+#undef SGDKERN_INLINE
+#undef SGDKERN_TARGET
+#undef SGDKERN_VECTOR_BYTES
+#undef SGDKERN_ROWS
+#undef SGDKERN_VECTORS

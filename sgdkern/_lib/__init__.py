@@ -1,0 +1,1 @@
+"""Home of the compiled libraries, which setup.py puts here and `sgdkern.ops` loads."""
