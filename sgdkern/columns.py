@@ -112,7 +112,7 @@ class Entry:
 
     @property
     def orthogonal(self) -> bool:
-        """Whether inner products of local columns are those of the parameters': no element is met twice, no map between."""
+        """Whether local inner products are the parameters': no element is met twice, and no map lies between."""
         return all(
             isinstance(columns, Whole)
             or (isinstance(columns, Part) and columns.index.unique().numel() == columns.index.numel())
@@ -135,31 +135,40 @@ def overlap(first: Entry, second: Entry) -> bool:
 
 
 def merged(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Entries that share parameters, with linear layers of the very same columns joined: calls of one module are further positions."""
-    joined: list[Entry] = []
+    """Entries with linear layers of the very same columns joined: further calls of one weight are further positions."""
+    groups: list[list[Entry]] = []
     for entry in entries:
-        for place, other in enumerate(joined):
-            one, two = other.factors, entry.factors
-            if (
-                isinstance(one, Dense)
-                and isinstance(two, Dense)
-                and _same_columns(other, entry)
-                and one.bias == two.bias
-                and one.weight
-            ):
-                inputs = torch.cat([one.inputs, two.inputs], 1)
-                joined[place] = Entry(
-                    Dense(inputs, torch.cat([one.output_grads, two.output_grads], 1), bias=one.bias), entry.columns
-                )
+        for group in groups:
+            if _joinable(group[0], entry):
+                group.append(entry)
                 break
         else:
-            joined.append(entry)
-    return tuple(joined)
+            groups.append([entry])
+    return tuple(_joined(group) for group in groups)
 
 
-def _same_columns(first: Entry, second: Entry) -> bool:
-    """Whether two entries lie on the same whole parameters."""
-    return all(isinstance(columns, Whole) for columns in first.columns) and first.columns == second.columns
+def _joinable(first: Entry, second: Entry) -> bool:
+    """Whether two entries are linear layers of the same weight (and bias)."""
+    one, two = first.factors, second.factors
+    if not (isinstance(one, Dense) and isinstance(two, Dense) and one.weight and two.weight and one.bias == two.bias):
+        return False
+    return all(same_place(a, b) for a, b in zip(first.columns, second.columns, strict=True))
+
+
+def _joined(group: Sequence[Entry]) -> Entry:
+    """One linear layer with the positions of several calls."""
+    if len(group) == 1:
+        return group[0]
+    calls = [entry.factors for entry in group if isinstance(entry.factors, Dense)]
+    inputs, grads = torch.cat([call.inputs for call in calls], 1), torch.cat([call.output_grads for call in calls], 1)
+    return Entry(Dense(inputs, grads, bias=calls[0].bias), group[0].columns)
+
+
+def same_place(first: Columns, second: Columns) -> bool:
+    """Whether two pieces lie on the same elements of one parameter, in the same order."""
+    if isinstance(first, Part) and isinstance(second, Part):
+        return first.parameters == second.parameters and torch.equal(first.index, second.index)
+    return isinstance(first, Whole) and first == second
 
 
 def restricted(entry: Entry, names: frozenset[str]) -> Entry | None:

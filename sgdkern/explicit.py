@@ -5,64 +5,20 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-Batch = Any
+from sgdkern.problem import Batch, Problem, taken
+
 METHODS = ("vmap", "loop")
 
 # Explicit rows are the one thing here that is samples x parameters; larger ones are refused.
 LIMIT_BYTES = 4 * 2**30
-# vmap holds every activation of a chunk of samples, and a copy of each weight's gradient: about this many bytes at a time.
+# vmap holds every activation of a chunk of samples, and a copy of each weight's gradient: about this many bytes at a
+# time.
 VMAP_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A model, its parameters of interest, and how a batch becomes losses.
-
-    Args:
-        model: the model.
-        tracked: name → parameter of interest, in named_parameters order.
-        losses: (model, batch) → losses [N] and the outputs.
-        batch: nested tensors whose first axis is the sample.
-        num_samples: N.
-        seed: seed of random layers, None where there are none.
-        loss_key: what tells one loss function from another.
-    """
-
-    model: nn.Module
-    tracked: Mapping[str, nn.Parameter]
-    losses: Callable[[nn.Module, Batch], tuple[Tensor, Any]]
-    batch: Batch
-    num_samples: int
-    seed: int | None = None
-    loss_key: Any = None
-
-
-def taken(value: Any, indices: Tensor) -> Any:
-    """Some samples of a nested batch."""
-    if isinstance(value, Tensor):
-        return value[indices.to(value.device)] if value.ndim else value
-    if isinstance(value, Mapping):
-        items = {key: taken(item, indices) for key, item in value.items()}
-        return items if type(value) is dict else _like_mapping(value, items)
-    if isinstance(value, tuple | list):
-        parts = [taken(item, indices) for item in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
-
-
-def _like_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """A mapping of the same type where its constructor takes one (Hugging Face's batches do)."""
-    try:
-        return type(value)(items)  # type: ignore[call-arg]
-    except TypeError:
-        return items
 
 
 def explicit_gradients(problem: Problem, names: Sequence[str], *, method: str) -> dict[str, Tensor]:
@@ -83,12 +39,14 @@ def explicit_gradients(problem: Problem, names: Sequence[str], *, method: str) -
     size = problem.num_samples * sum(parameter.nbytes for parameter in tracked.values())
     if size > LIMIT_BYTES:
         raise ValueError(
-            f"per_sample_gradients: explicit gradients must fit {LIMIT_BYTES:,} bytes, got {size:,} for {problem.num_samples} samples of {list(tracked)[:5]}. "
+            f"per_sample_gradients: explicit gradients must fit {LIMIT_BYTES:,} bytes, got {size:,} for "
+            f"{problem.num_samples} samples of {list(tracked)[:5]}. "
             "Take fewer samples at a time (StreamingGradients does), or leave these parameters out by params=."
         )
     if problem.seed is not None:
         raise ValueError(
-            f"per_sample_gradients: random layers cannot be repeated for explicit gradients, which {list(tracked)[:5]} need. Call model.eval()."
+            f"per_sample_gradients: random layers cannot be repeated for explicit gradients, which "
+            f"{list(tracked)[:5]} need. Call model.eval()."
         )
     return _by_vmap(problem, tracked) if method == "vmap" else _by_loop(problem, tracked)
 

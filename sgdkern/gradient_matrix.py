@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdkern import ops
-from sgdkern.columns import Entry, Part, Whole, merged, overlap, restricted
+from sgdkern.columns import Columns, Derived, Entry, Whole, merged, overlap, restricted, same_place
 from sgdkern.factors import CHUNK_BYTES, Dense, Explicit, Factors, Lookup, Patches, can_stack, chunks, stack
 
 # `dense` refuses to build more than this: G is meant never to exist.
@@ -21,11 +21,12 @@ DENSE_LIMIT_BYTES = 2 * 2**30
 class GradientMatrix:
     """Per-sample gradients of N samples with respect to P parameters, as factors.
 
-    Rows are g_n = ∂l_n/∂θ for unreduced losses l_n; the flat order of the P columns is ``model.named_parameters()``'s. Made by
-    `sgdkern.per_sample_gradients`.
+    Rows are g_n = ∂l_n/∂θ for unreduced losses l_n; the flat order of the P columns is ``model.named_parameters()``'s.
+    Made by `sgdkern.per_sample_gradients`.
 
     Args:
-        entries: factors and their columns; several may meet in the same parameter (tied weights, a module called twice).
+        entries: factors and their columns; several may meet in the same parameter (tied weights, a module called
+            twice).
         parameters: name → slice of the flat columns [P].
         losses: unreduced losses l_n, [N].
         outputs: what the model returned, detached, where it returned one tensor; None otherwise.
@@ -144,7 +145,8 @@ class GradientMatrix:
         """The argument as columns in the factors' dtype, checked."""
         if vector.ndim not in (1, 2) or vector.shape[0] != rows:
             raise ValueError(
-                f"{op}: the vector must be [{letter}] or [{letter}, k] with {letter} = {rows}, got {list(vector.shape)}."
+                f"{op}: the vector must be [{letter}] or [{letter}, k] with {letter} = {rows}, got "
+                f"{list(vector.shape)}."
             )
         return (
             vector.to(self.device, self.dtype).view(rows, -1)
@@ -227,7 +229,8 @@ class GradientMatrix:
         size = self.num_samples * self.num_params * self._like.element_size()
         if size > limit_bytes:
             raise ValueError(
-                f"dense: G must fit {limit_bytes:,} bytes, got {self.num_samples} x {self.num_params} = {size:,} bytes. "
+                f"dense: G must fit {limit_bytes:,} bytes, got {self.num_samples} x {self.num_params} = {size:,} "
+                f"bytes. "
                 "Use matvec, rmatvec or gram, restrict params=, or raise limit_bytes."
             )
         return self.rows(0, self.num_samples)
@@ -293,7 +296,8 @@ class GradientMatrix:
         for part in parts:
             if dict(part.parameters) != dict(first.parameters):
                 raise ValueError(
-                    f"stack: parts must share their parameters, got {list(first.parameters)} and {list(part.parameters)}."
+                    f"stack: parts must share their parameters, got {list(first.parameters)} and "
+                    f"{list(part.parameters)}."
                 )
         if all(_same_structure(first, part) for part in parts):
             groups = zip(*(part.entries for part in parts), strict=True)
@@ -371,21 +375,19 @@ class GradientMatrix:
 
 
 def _same_structure(first: GradientMatrix, second: GradientMatrix) -> bool:
-    """Whether two matrices have like factors on like columns, so that their samples can be put together factor by factor."""
+    """Whether two matrices have like factors on like columns, so that their samples can be put together."""
     if len(first.entries) != len(second.entries):
         return False
-    pairs = zip(first.entries, second.entries, strict=True)
     return all(
-        can_stack([one.factors, two.factors])
-        and all(
-            type(a) is type(b) and a.parameters == b.parameters for a, b in zip(one.columns, two.columns, strict=True)
-        )
-        and not any(
-            isinstance(a, Part) and isinstance(b, Part) and not torch.equal(a.index, b.index)
-            for a, b in zip(one.columns, two.columns, strict=True)
-        )
-        for one, two in pairs
+        can_stack([one.factors, two.factors]) and all(map(_stackable, one.columns, two.columns))
+        for one, two in zip(first.entries, second.entries, strict=True)
     )
+
+
+def _stackable(first: Columns, second: Columns) -> bool:
+    """Whether two pieces are the same function of the parameters."""
+    derived = isinstance(first, Derived) and isinstance(second, Derived) and first.parameters == second.parameters
+    return derived or same_place(first, second)
 
 
 def _squared_norms(group: GradientMatrix) -> Tensor:
@@ -413,8 +415,8 @@ def _bytes_per_sample(factors: Factors) -> int:
 def _add_gram(gram: Tensor, factors: Factors) -> None:
     """K += the Gram matrix of one set of factors, in place.
 
-    With T positions, I inputs and O outputs a pair of samples costs T²(I + O) by products of positions and I·O from explicit gradients,
-    which cost T·I·O more a sample: shared among N partners, next to nothing.
+    With T positions, I inputs and O outputs a pair of samples costs T²(I + O) by products of positions and I·O from
+    explicit gradients, which cost T·I·O more a sample: shared among N partners, next to nothing.
     """
     if isinstance(factors, Lookup):
         gram += factors.gram()
@@ -427,7 +429,7 @@ def _add_gram(gram: Tensor, factors: Factors) -> None:
     if isinstance(factors, Dense) and _pairs_are_cheaper(
         factors.num_samples, factors.num_positions, *factors.inputs.shape[2:], *factors.output_grads.shape[2:]
     ):
-        gram += ops.gram_positions(factors.inputs, factors.output_grads, factors.bias)
+        _add_gram_of_positions(gram, factors)
         return
     for part in factors.slices(CHUNK_BYTES):
         rows = part.rows(0, part.num_samples)
@@ -440,7 +442,7 @@ def _pairs_are_cheaper(num_samples: int, positions: int, in_features: int, out_f
 
 
 def _add_gram_by_rows(gram: Tensor, group: GradientMatrix) -> None:
-    """K += the Gram matrix of entries that meet in the same parameters, from explicit rows of a few samples at a time."""
+    """K += the Gram matrix of entries that meet in the same parameters, from rows of a few samples at a time."""
     ranges = chunks(group.num_samples, group._like.element_size() * group.num_params)
     for start, stop in ranges:
         rows = group.rows(start, stop)
@@ -450,3 +452,18 @@ def _add_gram_by_rows(gram: Tensor, group: GradientMatrix) -> None:
                 gram[start:stop, first:last] += block
                 gram[first:last, start:stop] += block.T
         gram[start:stop, start:stop] += rows @ rows.T
+
+
+def _add_gram_of_positions(gram: Tensor, factors: Dense) -> None:
+    """K += Σ_{t,s} (a_nt·a_ms + c)(b_nt·b_ms), a few samples against all that are not before them."""
+    num_samples, positions = factors.num_samples, factors.num_positions
+    inputs, grads = factors.inputs.flatten(0, 1), factors.output_grads.flatten(0, 1)
+    for start, stop in chunks(num_samples, inputs.element_size() * positions * positions * num_samples):
+        some, rest = slice(start * positions, stop * positions), slice(start * positions, None)
+        products = inputs[some] @ inputs[rest].T
+        if factors.bias:
+            products += 1
+        products *= grads[some] @ grads[rest].T
+        block = products.view(stop - start, positions, num_samples - start, positions).sum((1, 3))
+        gram[start:stop, start:] += block
+        gram[stop:, start:stop] += block[:, stop - start :].T

@@ -14,11 +14,12 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 def unreduced(loss_fn: Loss) -> Loss:
-    """A loss of (outputs, targets) that returns one number a sample, [N], whatever reduction ``loss_fn`` has of its own.
+    """A loss of (outputs, targets) that returns one number a sample, [N], whatever its own reduction.
 
-    A torch loss module or function is asked for ``reduction="none"``. Where that leaves several numbers a sample (tokens, pixels,
-    regression targets) they are averaged, or summed if the loss sums, as the loss would over a batch of this one sample; positions
-    that ``ignore_index`` drops are not counted. Class weights stay factors of the sample's loss.
+    A torch loss module or function is asked for ``reduction="none"``. Where that leaves several numbers a sample
+    (tokens, pixels, regression targets) they are averaged, or summed if the loss sums, as the loss would over a batch
+    of this one sample; positions that ``ignore_index`` drops are not counted. Class weights stay factors of the
+    sample's loss.
 
     Args:
         loss_fn: torch loss module, torch loss function, or any callable that returns one loss a sample, [N].
@@ -36,20 +37,22 @@ def unreduced(loss_fn: Loss) -> Loss:
     """
     if not callable(loss_fn):
         raise TypeError(
-            f"unreduced: loss_fn must be a loss module or a function of (outputs, targets), got {type(loss_fn).__name__}."
+            f"unreduced: loss_fn must be a loss module or a function of (outputs, targets), got "
+            f"{type(loss_fn).__name__}."
         )
     if isinstance(loss_fn, nn.Module) and isinstance(getattr(loss_fn, "reduction", None), str):
         module = copy.copy(loss_fn)
         reduction, ignored = module.reduction, getattr(module, "ignore_index", None)
-        module.reduction = "none"
+        setattr(module, "reduction", "none")  # noqa: B010 (typed as one of a module's tensors)
         return lambda outputs, targets: _one_a_sample(module(outputs, targets), targets, str(reduction), ignored)
     parameters = _parameters(loss_fn)
     if not isinstance(loss_fn, nn.Module) and "reduction" in parameters:
         reduction = parameters["reduction"].default
         ignored = parameters["ignore_index"].default if "ignore_index" in parameters else None
+        function: Callable[..., Tensor] = loss_fn
         return lambda outputs, targets: _one_a_sample(
-            loss_fn(outputs, targets, reduction="none"), targets, str(reduction), ignored
-        )  # type: ignore[call-arg]
+            function(outputs, targets, reduction="none"), targets, str(reduction), ignored
+        )
     return lambda outputs, targets: _checked(loss_fn(outputs, targets))
 
 
@@ -102,7 +105,8 @@ def check_losses(losses: Any, num_samples: int) -> Tensor:
     bad = (~torch.isfinite(losses.detach())).nonzero()[:, 0].tolist()
     if bad:
         raise RuntimeError(
-            f"per_sample_gradients: losses must be finite, got {losses.detach()[bad[0]].item()} for {len(bad)} of {num_samples} samples "
+            f"per_sample_gradients: losses must be finite, got {losses.detach()[bad[0]].item()} for {len(bad)} of "
+            f"{num_samples} samples "
             f"(first: {bad[:10]}). Look at these inputs, or lower the learning rate: training may have diverged."
         )
     return losses

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
-    """Leave no trace on a model: buffers and random number generators are put back, gradients are on, compiled code runs eagerly.
+    """Leave no trace on a model: buffers and random number generators are put back; compiled code runs eagerly.
 
-    Nothing is ever registered on the model and ``.grad`` is never written, so parameters, gradients, flags and hooks need no care.
+    Nothing is ever registered on the model and ``.grad`` is never written, so parameters, gradients, flags and hooks
+    need no care.
 
     Args:
         model: the model to protect.

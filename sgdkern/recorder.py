@@ -1,8 +1,8 @@
 """Recorder: sees every torch function in which parameters meet samples, and keeps what its rule will need.
 
-Nothing is registered on the model. A `TorchFunctionMode` belongs to one thread and one `with` block, so a measurement leaves no trace
-and two threads do not meet. Calls are kept with the *gradient edge* of their output, which stays right when an activation later works in
-place on that output.
+Nothing is registered on the model. A `TorchFunctionMode` belongs to one thread and one `with` block, so a measurement
+leaves no trace and two threads do not meet. Calls are kept with the *gradient edge* of their output, which stays right
+when an activation later works in place on that output.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.sites: list[Site] = []
         self.unruled: dict[str, str] = {}  # parameter → the function that has no rule
+        self.parameters = tracked
         self.names = {id(parameter): name for name, parameter in tracked.items()}
         self.sources: dict[int, frozenset[str]] = {
             id(parameter): frozenset([name]) for name, parameter in tracked.items()
@@ -98,7 +99,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _meets_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
-        """Whether a lookup by constant indices is nevertheless one row of indices a sample (positions 0 … T − 1 for each, say)."""
+        """Whether constant indices are looked up once a sample all the same (positions 0 … T − 1 for each, say)."""
         indices = args[0] if args else None
         return (
             func is nn.functional.embedding
@@ -108,7 +109,7 @@ class Recorder(TorchFunctionMode):
         )
 
     def _constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met: frozenset[str]) -> Any:
-        """Run a function of constants alone: its tensors are constants too, tracked where a tracked parameter went in."""
+        """Run a function of constants alone: a constant too, and tracked where a tracked parameter went in."""
         out = func(*args, **kwargs)
         for tensor in _tensors(out):
             self.constants[id(tensor)] = tensor
@@ -155,7 +156,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @cache
 def _without_guard(func: Any) -> Callable[..., Any] | None:
-    """A Python function of torch.nn.functional that runs its own body, so that the functions inside can be seen; None for others."""
+    """A Python function of torch.nn.functional that runs its own body, so that what is inside can be seen, or None."""
     if not isinstance(func, types.FunctionType) or func.__module__ != "torch.nn.functional":
         return None
     never = dict.fromkeys(

@@ -1,8 +1,9 @@
 """How each torch function that takes parameters becomes factors: one decorated rule a function, one file a family.
 
-A rule sees one call (its arguments, and the gradient of its output) and yields what the call's parameters receive from each sample.
-Modules need no rules of their own: whatever class a layer is, however it is called or shared, its parameters meet the samples in these
-functions. A parameter that meets samples elsewhere is found out by `capture`'s check against autograd and goes the explicit route.
+A rule sees one call (its arguments, and the gradient of its output) and yields what the call's parameters receive from
+each sample. Modules need no rules of their own: whatever class a layer is, however it is called or shared, its
+parameters meet the samples in these functions. A parameter that meets samples elsewhere is found out by `capture`'s
+check against autograd and goes the explicit route.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sgdkern.factors import Explicit, Factors
@@ -39,7 +39,8 @@ class Layout:
         """[…, N·k, …] as [N, …, k, …]."""
         size = tensor.shape[self.axis] // self.num_samples
         sizes = (size, self.num_samples) if self.minor else (self.num_samples, size)
-        return tensor.unflatten(self.axis, sizes).movedim(self.axis + int(self.minor), 0)
+        split: Tensor = tensor.unflatten(self.axis, sizes)
+        return split.movedim(self.axis + int(self.minor), 0)
 
     def samples(self, tensor: Tensor, features: int) -> Tensor:
         """A tensor with ``features`` trailing axes of its own as [N, T, *features]."""

@@ -22,7 +22,7 @@ def _scale_and_shift(
 
 def _layer_norm_examples() -> Iterator[Example]:
     yield Example(nn.LayerNorm(4), (torch.randn(5, 4),))
-    yield Example(nn.LayerNorm((3, 4)), (torch.randn(5, 2, 3, 4),))
+    yield Example(nn.LayerNorm([3, 4]), (torch.randn(5, 2, 3, 4),))
     yield Example(nn.LayerNorm(4, bias=False), (torch.randn(5, 3, 4),))
 
 
@@ -41,7 +41,7 @@ def layer_norm(
 
 def _rms_norm_examples() -> Iterator[Example]:
     yield Example(nn.RMSNorm(4), (torch.randn(5, 4),))
-    yield Example(nn.RMSNorm((3, 4), eps=1e-3), (torch.randn(5, 2, 3, 4),))
+    yield Example(nn.RMSNorm([3, 4], eps=1e-3), (torch.randn(5, 2, 3, 4),))
 
 
 @layer(F.rms_norm, examples=_rms_norm_examples)

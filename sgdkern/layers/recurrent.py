@@ -1,4 +1,4 @@
-"""Recurrent layers as the linear layers that they are made of: fused kernels written out in functions that have rules."""
+"""Recurrent layers as the linear layers that they are made of, written out in functions that have rules."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def _relu_cell(from_input: Tensor, from_state: Tensor, state: State) -> State:
 CELLS: dict[Any, Cell] = {_VF.lstm: _lstm_cell, _VF.gru: _gru_cell, _VF.rnn_tanh: _tanh_cell, _VF.rnn_relu: _relu_cell}
 
 
-def _direction(
-    cell: Cell, inputs: Tensor, state: State, weights: Sequence[Tensor], reverse: bool
-) -> tuple[Tensor, State]:
+def _direction(cell: Cell, inputs: Tensor, state: State, weights: Sequence[Any], reverse: bool) -> tuple[Tensor, State]:
     """One layer in one direction over [T, N, I]: the hidden states [T, N, H] and the last state."""
     w_input, w_state, b_input, b_state, w_projection = weights
     projected = F.linear(inputs, w_input, b_input)
@@ -78,7 +76,7 @@ def _recurrent(
         for side in range(directions):
             place = depth * directions + side
             given = list(flat[place * count : (place + 1) * count])
-            biases = given[2:4] if has_biases else [None, None]
+            biases: Sequence[Any] = given[2:4] if has_biases else [None, None]
             projection = given[-1] if count in (3, 5) else None
             state = tuple(part[place] for part in states)
             hidden, state = _direction(cell, outputs, state, [*given[:2], *biases, projection], side == 1)

@@ -1,0 +1,240 @@
+"""study: before a model is captured for the first time, a few of its samples show how.
+
+The same pass with the losses weighted 1, 2, 4 tells where the samples are in every gradient (its elements scale with
+the weight of the sample that they belong to), shows coupled samples (elements that scale with none), and gives
+autograd's own answer for every parameter, with which the factors must agree. What disagrees takes the explicit route;
+what still disagrees is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgdkern.columns import Entry
+from sgdkern.explicit import METHODS, explicit_gradients
+from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.layers import Layout, Unsupported
+from sgdkern.problem import Problem, part_of, slices_of
+from sgdkern.recorded_pass import Pass, entries, gradients, recorded, uses
+from sgdkern.recorder import Recorder, Site
+
+# The study's samples; their weights 1, 2, 4 are powers of two, so that weighting is exact in floating point.
+STUDY_SAMPLES = 3
+# Largest relative difference from autograd that still counts as agreement: rounding in a deep network in each dtype.
+AGREEMENT = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study found: the layout of each site, and the parameters that need explicit gradients with the reason."""
+
+    layouts: tuple[Layout | None, ...]
+    explicit: Mapping[str, str]
+    method: str = METHODS[0]
+
+
+_plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
+
+
+def plan_for(problem: Problem, seen: Pass) -> Plan:
+    """The plan of a model whose calls look like these: a known one, or a new study's."""
+    signatures = tuple(site.signature for site in seen.recorder.sites)
+    training = tuple(module.training for module in problem.model.modules())
+    key = (
+        signatures,
+        tuple(problem.tracked),
+        problem.loss_key,
+        min(problem.num_samples, STUDY_SAMPLES),
+        problem.seed is None,
+        training,
+    )
+    known = _plans.setdefault(problem.model, {})
+    if key not in known:
+        known[key] = _studied(problem, seen, signatures)
+    return known[key]
+
+
+def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
+    """The plan from a few samples; from all of them where the model takes other paths for a few."""
+    indices = torch.linspace(0, problem.num_samples - 1, min(STUDY_SAMPLES, problem.num_samples)).round().long()
+    part = part_of(problem, indices)
+    try:
+        few = recorded(part)
+    except Exception:  # a model made for one batch size; what is wrong with it otherwise has shown itself before
+        return _study(problem, recorded(problem))
+    if tuple(site.signature for site in few.recorder.sites) != signatures:
+        return _study(problem, recorded(problem))
+    if problem.seed is None:
+        _refuse_batch_dependence(seen.losses.detach()[indices.to(seen.losses.device)], few.losses.detach())
+    return _study(part, few)
+
+
+def _refuse_batch_dependence(among_all: Tensor, among_few: Tensor) -> None:
+    """Raise where a sample's loss is another one in another batch."""
+    tolerance = AGREEMENT.get(among_all.dtype, 2e-3) * among_all.abs().max().clamp_min(1)
+    if (among_all - among_few).abs().max() > tolerance:
+        raise ValueError(
+            "per_sample_gradients: a sample's loss must not depend on the batch it is in, but it does: "
+            f"{among_all.tolist()} among all samples, {among_few.tolist()} among {len(among_few)}. "
+            "Put batch normalisation into evaluation mode (model.eval()), and let the loss neither mix samples nor "
+            "divide by their number."
+        )
+
+
+def _study(problem: Problem, seen: Pass) -> Plan:
+    """Find each site's layout on a few samples, and compare factors with autograd for every parameter."""
+    sites = seen.recorder.sites
+    edges = [site.edge for site in sites]
+    weights = 2.0 ** torch.arange(problem.num_samples, dtype=seen.losses.dtype, device=seen.losses.device).remainder(8)
+    plain = gradients(seen.losses.sum(), edges)
+    weighted = gradients((weights * seen.losses).sum(), edges, list(problem.tracked.values()))
+    truth = {
+        name: torch.zeros_like(parameter).flatten()
+        if grad is None
+        else (grad.to_dense() if grad.is_sparse else grad).flatten()
+        for (name, parameter), grad in zip(problem.tracked.items(), weighted[len(edges) :], strict=True)
+    }
+    _refuse_coupled(problem, sites, plain, weighted, weights)
+    layouts = [_layout(one, other, weights) for one, other in zip(plain, weighted, strict=False)]
+    explicit: dict[str, str] = {}
+    for place, (site, layout, grad) in enumerate(zip(sites, layouts, plain, strict=True)):
+        refusal = _refusal(site, layout, grad, seen.recorder)
+        if refusal is not None:
+            explicit.update(dict.fromkeys(site.parameters, f"{site.layer.name}: {refusal}"))
+            layouts[place] = None
+    seen.grads = plain
+    placed = entries(seen, layouts, explicit)
+    for name, reason in _disagreeing(problem, placed, weights, truth, seen.recorder.unruled).items():
+        explicit.setdefault(name, reason)
+    if not explicit:
+        return Plan(tuple(layouts), {})
+    explicit = {name: explicit[name] for name in problem.tracked if name in explicit}
+    method = _explicit_method(problem, list(explicit), weights, truth)
+    listed = ", ".join(f"{name} ({reason})" for name, reason in list(explicit.items())[:8])
+    warnings.warn(
+        f"per_sample_gradients: explicit per-sample gradients for {len(explicit)} parameters without a fast route: "
+        f"{listed}. "
+        "The result is exact; it takes more time and memory.",
+        stacklevel=7,
+    )
+    return Plan(tuple(layouts), explicit, method)
+
+
+def _refusal(site: Site, layout: Layout | None, grad: Tensor | None, recorder: Recorder) -> str | None:
+    """Why a site's rule does not hold for it; None where it does."""
+    if layout is None:
+        return "samples could not be told apart in its output"
+    try:
+        if grad is not None:
+            uses(site, layout, grad, recorder)
+    except Unsupported as reason:
+        return str(reason)
+    return None
+
+
+def _ratio_agrees(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether a weighted gradient is the plain one times ``weights``, up to rounding."""
+    tolerance = AGREEMENT.get(plain.dtype, 2e-3)
+    return bool((weighted - plain * weights).norm() <= tolerance * weighted.norm())
+
+
+def _layout(plain: Tensor | None, weighted: Tensor | None, weights: Tensor) -> Layout | None:
+    """The axis along which a gradient's elements carry the weights of their samples; the first that fits."""
+    num_samples = len(weights)
+    if plain is None or weighted is None:
+        return Layout(num_samples, 0)
+    for axis in range(plain.ndim):
+        for minor in (False, True):
+            layout = Layout(num_samples, axis, minor)
+            if layout.fits(plain.shape):
+                one, other = layout.split(plain), layout.split(weighted)
+                if _ratio_agrees(one, other, weights.view(-1, *[1] * (one.ndim - 1)).to(one.dtype)):
+                    return layout
+    return None
+
+
+def _refuse_coupled(
+    problem: Problem,
+    sites: Sequence[Site],
+    plain: Sequence[Tensor | None],
+    weighted: Sequence[Tensor | None],
+    weights: Tensor,
+) -> None:
+    """Raise where some element's gradient belongs to no one sample."""
+    for site, one, other in zip(sites, plain, weighted, strict=False):
+        if one is None or other is None or _elementwise_mixture(one, other, weights) is False:
+            continue
+        names = [name for name, module in problem.model.named_modules() if _uses_batch_statistics(module)]
+        blame = f"modules that use batch statistics: {names}" if names else f"seen at {sorted(site.parameters)[:3]}"
+        raise ValueError(
+            f"per_sample_gradients: samples must not be coupled, but a sample's loss depends on other samples "
+            f"({blame}). "
+            "No per-sample gradient exists there. Put these modules into evaluation mode (model.eval()), replace them "
+            "by GroupNorm, "
+            "or use a loss that does not mix samples."
+        )
+
+
+def _elementwise_mixture(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether gradients' elements scale with no single sample's weight, in a share too large for rounding."""
+    error = torch.full_like(plain, torch.inf)
+    for weight in weights.unique().to(plain.dtype):
+        error = torch.minimum(error, (weighted - plain * weight).abs())
+    tolerance = max(AGREEMENT.get(plain.dtype, 2e-3), 1e-5)
+    return bool(error.norm() > tolerance * weighted.norm())
+
+
+def _uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether a batch norm takes its statistics from the batch."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+
+
+def _disagreeing(
+    problem: Problem, placed: Sequence[Entry], weights: Tensor, truth: Mapping[str, Tensor], unruled: Mapping[str, str]
+) -> dict[str, str]:
+    """Parameters whose weighted gradient from factors is not autograd's, with the reason as far as it is known."""
+    slices = slices_of(problem.tracked)
+    found = GradientMatrix(tuple(placed), slices, weights).rmatvec(weights)
+    reasons = {}
+    for name, parameter in problem.tracked.items():
+        if not _agrees(found[slices[name]], truth[name], parameter.dtype):
+            reasons[name] = f"used in {unruled[name]}" if name in unruled else "used where no rule sees it"
+    return reasons
+
+
+def _agrees(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two flat gradients are equal up to the rounding of a dtype."""
+    expected = expected.to(found.dtype)
+    return bool((found - expected).norm() <= AGREEMENT.get(dtype, 2e-3) * torch.maximum(expected.norm(), found.norm()))
+
+
+def _explicit_method(problem: Problem, names: Sequence[str], weights: Tensor, truth: Mapping[str, Tensor]) -> str:
+    """The first explicit route that agrees with autograd on the study's samples."""
+    errors = []
+    for method in METHODS:
+        try:
+            rows = explicit_gradients(problem, names, method=method)
+        except Exception as error:  # whatever a transform cannot do, the next method may
+            errors.append(f"{method}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        wrong = [
+            name
+            for name in names
+            if not _agrees(weights.to(rows[name].dtype) @ rows[name], truth[name], problem.tracked[name].dtype)
+        ]
+        if not wrong:
+            return method
+        errors.append(f"{method}: disagrees for {wrong[:5]}")
+    raise RuntimeError(
+        f"per_sample_gradients: explicit gradients must agree with autograd, but none of {list(METHODS)} does "
+        f"({'; '.join(errors)}). "
+        "Does the model give other results for a batch of one, or change its state from call to call? Leave these "
+        "parameters out by params=."
+    )
