@@ -17,14 +17,18 @@ class Chunked:
 
     def __init__(self, G, sizes):
         self.parts = [GradientMatrix.from_dense(part) for part in G.split(sizes)]
+        self.sizes = sizes
         self.num_samples, self.num_params = G.shape
-        self.dtype = G.dtype
+        self.dtype, self.device = G.dtype, G.device
 
-    def chunks(self):
-        return iter(self.parts)
+    def squared_norms(self):
+        return torch.cat([part.squared_norms() for part in self.parts])
+
+    def mean(self):
+        return self.rmatvec(torch.full((self.num_samples,), 1 / self.num_samples, dtype=self.dtype))
 
     def rmatvec(self, w):
-        return sum(part.rmatvec(rows) for part, rows in zip(self.parts, w.split([p.num_samples for p in self.parts])))
+        return sum(part.rmatvec(rows) for part, rows in zip(self.parts, w.split(self.sizes)))
 
     def matvec(self, v):
         return torch.cat([part.matvec(v) for part in self.parts])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgdkern.order_parameters.confidence import jackknife_error, student_quantile
 from sgdkern.order_parameters.moments import noise_factor
-from sgdkern.statistics import GradientSource, GramSource, Statistics, gram_products, kind
+from sgdkern.statistics import GradientSource, GramSource, Statistics, gram_products
 
 # Random keys that are drawn and ranked at once: 2²² · 4 bytes = 16 MiB.
 _KEYS_AT_ONCE = 2**22
@@ -41,6 +41,7 @@ class Alignment:
     reason: str = ""
 
 
+@torch.no_grad()
 def minibatch_alignment(
     source: GradientSource,
     statistics: Statistics,
@@ -82,9 +83,9 @@ def minibatch_alignment(
         statistics.num_samples, batch_size, num_minibatches, generator=generator, replacement=replacement
     )
     if statistics.route == "gram" and isinstance(source, GramSource):
-        squared_norms = _minibatch_squared_norms(source.gram(), indices)
+        squared_norms = _minibatch_squared_norms(source.gram(), statistics.squared_norms, indices)
     else:
-        squared_norms = source.minibatch_squared_norms(indices.to(kind(source)[1])).cpu().double()
+        squared_norms = source.minibatch_squared_norms(indices.to(source.device)).cpu().double()
     # The mean of B gradients is known to within a rounding of the mean of their squared norms.
     rounding = statistics.resolution / max(statistics.mean_squared_norm, torch.finfo(torch.float64).tiny)
     has_direction = squared_norms > rounding * statistics.squared_norms[indices].mean(1)
@@ -160,17 +161,23 @@ def _floyd(num_samples: int, shape: tuple[int, int], generator: torch.Generator)
     return indices
 
 
-def _minibatch_squared_norms(gram: Tensor, indices: Tensor) -> Tensor:
-    """‖g^µ‖² = the mean of K over the minibatch's block, [N, N] and [M, B] → float64 [M]."""
-    indices = indices.to(gram.device)
-    rows = max(1, _ENTRIES_AT_ONCE // indices.shape[1] ** 2)
-    blocks = [gram[part[:, :, None], part[:, None, :]].double().mean((1, 2)) for part in indices.split(rows)]
-    return torch.cat(blocks).cpu()
+def _minibatch_squared_norms(gram: Tensor, norms: Tensor, indices: Tensor) -> Tensor:
+    """‖g^µ‖² = B⁻² (Σ q_i + 2 Σ_{i<j} K_ij) over each minibatch, from K [N, N], q [N] and indices [M, B], [M]."""
+    num_minibatches, batch_size = indices.shape
+    first, second = torch.triu_indices(batch_size, batch_size, 1)
+    flat = gram.reshape(-1)
+    total = norms[indices].sum(1)
+    at_once = max(1, _ENTRIES_AT_ONCE // max(len(first), 1))
+    for start in range(0, num_minibatches, at_once):
+        part = indices[start : start + at_once]
+        entries = (part * len(gram)).index_select(1, first) + part.index_select(1, second)
+        pairs = flat.index_select(0, entries.flatten().to(flat.device)).view(entries.shape)
+        total[start : start + at_once] += 2 * pairs.double().sum(1).cpu()
+    return total / batch_size**2
 
 
 def _sum_products(source: GradientSource, statistics: Statistics, weights: Tensor) -> Tensor:
     """G Gᵀ w, float64 [N] → [N]."""
     if statistics.route == "gram" and isinstance(source, GramSource):
         return gram_products(source.gram(), weights[:, None])[:, 0]
-    dtype, device = kind(source)
-    return source.matvec(source.rmatvec(weights.to(device, dtype))).cpu().double()
+    return source.matvec(source.rmatvec(weights.to(source.device, source.dtype))).cpu().double()

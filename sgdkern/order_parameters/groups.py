@@ -143,6 +143,7 @@ def activity_stratified(statistics: Statistics, *, batch_size: int) -> float:
     return float(parts.sum() + _cross(shares, means.gram))
 
 
+@torch.no_grad()
 def cosine_null(
     source: GradientSource,
     statistics: Statistics,
