@@ -22,6 +22,10 @@ SCALINGS: tuple[str, ...] = get_args(Scaling)
 NOISE_KINDS: tuple[str, ...] = get_args(NoiseKind)
 
 
+# Sets the draw of the noise apart from a shuffle with the same seed, which would begin with the very samples drawn.
+_NOISE = 0x6E6F697365
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A labelled data set, split into a training and a test part.
@@ -115,7 +119,7 @@ def load_data(
     download: bool = False,
     train_samples: int | None = None,
     test_samples: int | None = None,
-    test_share: float = 0.25,
+    test_share: float = 0.2,
     image_size: int = 32,
     scaling: Scaling = "standard",
     seed: int = 0,
@@ -250,7 +254,7 @@ def with_label_noise(data: Dataset, *, rate: float, kind: NoiseKind, seed: int =
         rate=rate,
         kind=kind,
         num_classes=data.num_classes,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(int(np.random.SeedSequence([seed, _NOISE]).generate_state(1)[0])),
     )
     return replace(data, train_labels=noisy, true_labels=data.train_labels)
 
@@ -266,9 +270,8 @@ def _stratified_split(
     if count < classes or len(labels) - count < classes or smallest < 2:
         raise ValueError(
             f"load_data: a stratified split of {len(labels)} samples into {count} and {len(labels) - count} needs "
-            f"at least two samples of each class and one of each of the {classes} classes on both sides; the smallest class "
-            f"has {smallest}. "
-            "Keep more samples or merge the rare classes."
+            f"at least two samples of each class and one of each of the {classes} classes on both sides; the smallest "
+            f"class has {smallest}. Keep more samples or merge the rare classes."
         )
     kept, rest = train_test_split(np.arange(len(labels)), train_size=count, stratify=labels, random_state=seed)
     return np.sort(kept), np.sort(rest)

@@ -22,14 +22,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.T
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Compute on one thread inside, so that results do not depend on how many threads the process was given.
+def threads(count: int) -> Iterator[None]:
+    """Compute on so many threads inside, so that results do not depend on how many the process was given.
 
-    A matrix product cut over several threads may add its terms in another order; networks of this size are not faster
-    for it.
+    A product with a long inner axis, cut over several threads, adds its terms in another order; networks of this size
+    are no faster for it.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -53,6 +53,7 @@ class Trainer:
         momentum: m, in [0, 1).
         weight_decay: w, at least 0.
         generator: Draws the order of the samples (a CPU generator).
+        num_threads: Threads to compute on, whatever the process was given.
 
     Raises:
         ValueError: If a setting or a shape cannot be used.
@@ -82,6 +83,7 @@ class Trainer:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         generator: torch.Generator,
+        num_threads: int = 1,
     ) -> None:
         if inputs.shape[0] != targets.shape[0] or inputs.shape[0] == 0:
             raise ValueError(
@@ -102,6 +104,7 @@ class Trainer:
         self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._batch_size = batch_size
         self._generator = generator
+        self._num_threads = num_threads
         self._parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self._parameters:
             raise ValueError("Trainer: the model must have parameters that require gradients, got none. Unfreeze some.")
@@ -125,7 +128,7 @@ class Trainer:
             num_steps: How many.
         """
         self.model.train()
-        with single_thread():
+        with threads(self._num_threads):
             for _ in range(num_steps):
                 self._take_step()
 
@@ -214,7 +217,7 @@ def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: in
     model.eval()
     loss, errors = 0.0, 0
     try:
-        with torch.no_grad(), single_thread():
+        with torch.no_grad():
             for batch, targets in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
                 logits = model(batch)
                 loss += float(functional.cross_entropy(logits, targets, reduction="sum"))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sgdkern.training import MODELS, Trainer, build_model, evaluate, single_thread
+from sgdkern.training import MODELS, Trainer, build_model, evaluate, threads
 
 NUM_SAMPLES, NUM_CLASSES = 23, 4
 
@@ -104,10 +104,10 @@ def test_the_number_of_threads_changes_nothing() -> None:
     assert torch.equal(results[0], results[1])
 
 
-def test_single_thread_gives_the_threads_back_after_an_error() -> None:
+def test_threads_are_given_back_after_an_error() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), single_thread():
-        0 / (torch.get_num_threads() - 1)
+    with pytest.raises(ZeroDivisionError), threads(3):
+        0 / (torch.get_num_threads() - 3)
     assert torch.get_num_threads() == before
 
 
