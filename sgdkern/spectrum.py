@@ -1,35 +1,26 @@
-"""The spectrum of the gradient noise: eigenvalues of C = φ Σ, effective dimension, and how far to trust them.
-
-Σ = (G − 1ḡᵀ)ᵀ(G − 1ḡᵀ)/N is P × P; its non-zero eigenvalues are those of H K H / N, N × N, with the centring matrix H
-= 1 − 11ᵀ/N. All work is done on that side, in vectors of length N:
-
-    gram      K is formed, centred and diagonalised whole (LAPACK), or only its leading part (Lanczos on the stored K);
-    lanczos   u → H G Gᵀ H u / N by the factors, K never formed.
-
-The trace is known exactly beforehand, tr Σ = mean ‖g_n‖² − ‖ḡ‖², so the iteration can stop as soon as the eigenvalues
-found hold the wanted share of it.
-"""
+"""The spectrum of the gradient noise: eigenvalues of C = φ Σ, effective dimension, and how far to trust them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sgdkern.gradient_matrix import GradientMatrix
-from sgdkern.lanczos import RitzPairs, holding, leading, leading_eigenpairs
+from sgdkern import sample_space
+from sgdkern.sample_space import EigenPairs, Request, Source
+from sgdkern.streaming import StreamingGradients
+from sgdkern.tiled_gram import TiledGram
 
-# Vectors multiplied at once. On the stored K one read of K serves them all; eigenvalues of multiplicity up to the
-# block are found.
+# Vectors multiplied at once: one read of K, or one pass over a stream, serves them all; more of them need a larger
+# basis for the same eigenvalues. Measured, see docs/spectrum.md.
 _BLOCK = 16
-# 8-byte words a row of the Krylov basis takes: itself, its copy while the storage doubles, and its share of the final
-# vectors.
-_WORDS_A_ROW = 3
 # Below this N, LAPACK on the whole matrix (N³) is faster than any iteration; measured, see docs/spectrum.md.
 _LAPACK_SAMPLES = 1024
+# Basis vectors that a 90 % spectrum takes, where nothing is known beforehand (SCIENCE: D_s 80 to 160, times about two).
+_TYPICAL_BASIS = 300
 
 
 @dataclass(frozen=True)
@@ -72,8 +63,9 @@ class Spectrum:
     eigenvectors: Tensor | None = None
 
 
+@torch.no_grad()
 def noise_spectrum(
-    G: GradientMatrix,
+    G: Source,
     *,
     batch_size: int | None = None,
     energy: float = 0.9,
@@ -82,22 +74,31 @@ def noise_spectrum(
     strict: bool = False,
     tolerance: float = 1e-4,
     eigenvectors: bool = False,
+    block_size: int | None = None,
+    num_passes: int = 4,
     memory_bound: int = 4 * 2**30,
+    scratch: str | os.PathLike[str] | None = None,
     max_matvecs: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Spectrum:
     """Leading eigenvalues of the gradient noise covariance C = φ Σ, φ = (N − B) / (B (N − 1)).
 
     Args:
-        G: Per-sample gradients of N samples.
+        G: Per-sample gradients of N samples, a `GradientMatrix` or `StreamingGradients`.
         batch_size: B, for minibatches drawn without replacement; None for Σ itself (φ = 1).
         energy: Share of the trace that the eigenvalues are to hold, in (0, 1].
         num_eigenvalues: How many eigenvalues instead; at most min(N, P) are returned.
-        method: "gram", "lanczos", or "auto", which picks by cost and memory and says why in `reason`.
+        method: "gram" forms K; "lanczos" never does; "randomised" takes `num_passes` products with a wide block of
+            random vectors, whatever the accuracy then is; "auto" picks "gram" or "lanczos" by cost and memory and says
+            why in `reason`.
         strict: Raise instead of returning what has not converged.
         tolerance: Residual norm of an eigenvalue found by iteration, relative to it.
-        eigenvectors: Whether to form the eigenvectors in parameter space, Gᵀ H u / √(N λ).
+        eigenvectors: Whether to form the eigenvectors in parameter space.
+        block_size: Vectors multiplied at once; 16 where None, for "randomised" 128 (or 1.5 times the eigenvalues asked
+            for).
+        num_passes: Products that "randomised" makes; over a stream one costs one or two passes over the data.
         memory_bound: Bytes that K and the basis may take together, the factors not counted.
+        scratch: A folder where K may be kept in a file (2 N² bytes) when it does not fit in memory.
         max_matvecs: Most vectors to apply the Gram matrix to; 10 N where None.
         generator: For the random starting block; a fixed seed where None, so that results repeat.
 
@@ -112,30 +113,28 @@ def noise_spectrum(
         Feng and Tu (2021): D_s, the number of leading eigenvalues of the noise covariance that hold 90 % of its trace.
 
     Example:
+        >>> from sgdkern.gradient_matrix import GradientMatrix
         >>> G = GradientMatrix.from_dense(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
         >>> spectrum = noise_spectrum(G, batch_size=2)
         >>> spectrum.effective_dimension
         2
     """
     _check(G, batch_size, energy, num_eigenvalues, method)
-    wanted_bytes = _gram_bytes(G.num_samples, whole=G.num_samples <= _LAPACK_SAMPLES)
-    if method == "auto":
-        method, reason = _choice(G.num_samples, wanted_bytes, memory_bound)
-    else:
-        reason = "asked for"
-    if method == "gram" and wanted_bytes > memory_bound:
-        raise ValueError(
-            f"noise_spectrum: K of {G.num_samples} samples must fit memory_bound = {memory_bound:,} bytes, got"
-            f' {wanted_bytes:,}. Use method="lanczos", fewer samples, or raise memory_bound.'
-        )
-    problem = _Problem(G, energy, num_eigenvalues, tolerance, memory_bound, max_matvecs, generator)
-    found = problem.by_gram(eigenvectors) if method == "gram" else problem.by_lanczos()
+    if method == "randomised":
+        # Half as many vectors again as are wanted is the usual oversampling (Halko, Martinsson and Tropp 2011, §4.3).
+        block_size = min(block_size or (num_eigenvalues or 85) * 3 // 2, *G.shape)
+        max_matvecs = num_passes * block_size
+    request = Request(
+        energy, num_eigenvalues, eigenvectors, tolerance, block_size or _BLOCK, memory_bound, max_matvecs, generator
+    )
+    route, reason = _route(G, method, request, scratch is not None)
+    found = _followed(G, route, request, scratch)
     if strict and found.remedy:
-        raise RuntimeError(f"noise_spectrum: not converged after {found.num_matvecs} products with K: {found.remedy}.")
-    return _spectrum(G, found, batch_size, energy, method, reason, eigenvectors)
+        raise RuntimeError(f"noise_spectrum: not converged after {found.num_matvecs} products: {found.remedy}.")
+    return _spectrum(G, found, batch_size, energy, method if method == "randomised" else route.split()[0], reason)
 
 
-def _check(G: GradientMatrix, batch_size: int | None, energy: float, num_eigenvalues: int | None, method: str) -> None:
+def _check(G: Source, batch_size: int | None, energy: float, num_eigenvalues: int | None, method: str) -> None:
     """Refuse what a user can get wrong."""
     if G.num_samples < 1:
         raise ValueError("noise_spectrum: at least one sample is needed, got none. Is the batch empty?")
@@ -150,151 +149,75 @@ def _check(G: GradientMatrix, batch_size: int | None, energy: float, num_eigenva
         raise ValueError(
             f"noise_spectrum: num_eigenvalues must be at least 1, got {num_eigenvalues}. Or ask for energy=."
         )
-    if method not in {"auto", "gram", "lanczos"}:
-        raise ValueError(f'noise_spectrum: method must be "auto", "gram" or "lanczos", got {method!r}. Use "auto".')
+    if method not in {"auto", "gram", "lanczos", "randomised"}:
+        raise ValueError(
+            f'noise_spectrum: method must be "auto", "gram", "lanczos" or "randomised", got {method!r}. Use "auto".'
+        )
 
 
-def _gram_bytes(num_samples: int, *, whole: bool) -> int:
-    """Bytes of K (4 N²) and, for LAPACK, of its centred float64 form and LAPACK's own copy of it (16 N²)."""
-    return num_samples**2 * (20 if whole else 4)
-
-
-def _choice(num_samples: int, gram_bytes: int, memory_bound: int) -> tuple[str, str]:
+def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str, str]:
     """The route and the reason."""
+    n, whole = G.num_samples, G.num_samples <= _LAPACK_SAMPLES
+    # K in float32 takes 4 N² bytes; LAPACK adds its centred float64 form and a copy, 16 N². A stream's factors are
+    # gathered.
+    gram_bytes = n**2 * (4 + 16 * whole) + (G.factor_bytes if isinstance(G, StreamingGradients) else 0)
+    size = f"K of {n} samples takes {gram_bytes / 2**20:,.0f} MiB"
     # Work of one layer of I × O: K costs N² (I + O) multiplications (two products of N², half of each by symmetry); one
     # vector by the factors, G Gᵀ u, costs 2 N I O. So K is as dear as N (I + O) / (2 I O) vectors: 45 for the paper's
     # 784-50-50-10 at N = 4000, 0.12 for a layer of 4096 × 4096 at N = 512; the 90 % spectrum takes a hundred or more.
     # K wins wherever it fits in memory.
-    size = f"K of {num_samples} samples takes {gram_bytes / 2**20:,.0f} MiB"
-    if gram_bytes <= memory_bound:
-        return "gram", f"{size}, within the bound, and costs less than the iteration"
-    return "lanczos", f"{size}, above the bound"
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Eigenpairs of Σ in sample space and what else is known of it."""
-
-    eigenvalues: Tensor  # [k]
-    vectors: Tensor | None  # [N, k]
-    residual_norms: Tensor  # [k]
-    trace: float
-    second_moment: float | None  # Σ λ² where known exactly
-    rounding: float  # relative
-    num_matvecs: int
-    remedy: str
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What was asked for, and the routes to it."""
-
-    G: GradientMatrix
-    energy: float
-    num_eigenvalues: int | None
-    tolerance: float
-    memory_bound: int
-    max_matvecs: int | None
-    generator: torch.Generator | None
-
-    def by_gram(self, vectors: bool) -> _Found:
-        """K is formed; below `_LAPACK_SAMPLES` diagonalised whole, else by iteration on the stored K."""
-        gram, n = self.G.gram(), self.G.num_samples
-        row_means = gram.mean(1, dtype=torch.float64)
-        mean = row_means.mean()
-        trace = self._difference(float(gram.diagonal().mean(dtype=torch.float64)), float(mean))
-        if n > _LAPACK_SAMPLES:
-            # ‖H K H‖² = ‖K‖² − 2 N ‖row means‖² + N² mean²: all in float64, row by row so that no second K is made.
-            squares = sum(float(rows.double().square().sum()) for rows in gram.split(256))
-            second = (squares - 2 * n * float(row_means.square().sum())) / n**2 + float(mean) ** 2
-            return self._found(self._iterate(lambda u: gram @ u.to(gram.dtype), trace), trace, second)
-        centred = gram.double() - row_means - row_means[:, None] + mean
-        if vectors:
-            values, rotation = torch.linalg.eigh(centred / n)
-        else:
-            values, rotation = torch.linalg.eigvalsh(centred / n), None
-        count = min(*self.G.shape, self.num_eigenvalues or n)
-        values = values.flip(0).clamp(min=0)
-        second = float(values.square().sum())
-        values = values[:count]
-        # LAPACK is backward stable: eigenvalues are off by at most a modest multiple of ε ‖Σ‖ √N.
-        norms = torch.full_like(values, float(values[0]) * math.sqrt(n) * torch.finfo(torch.float64).eps)
-        vectors_found = None if rotation is None else rotation.flip(1)[:, :count]
-        return _Found(values, vectors_found, norms, trace, second, self._rounding, 0, "")
-
-    def by_lanczos(self) -> _Found:
-        """K is never formed."""
-        mean_squared_norm = float(self.G.squared_norms().mean(dtype=torch.float64))
-        trace = self._difference(mean_squared_norm, float(self.G.mean().double().square().sum()))
-        return self._found(self._iterate(self.G.gram_matvec, trace), trace, None)
-
-    @property
-    def _rounding(self) -> float:
-        """Sums of float32 products agree with an exact trace only to within this."""
-        return 32 * torch.finfo(self.G.dtype).eps
-
-    def _difference(self, mean_squared_norm: float, directed: float) -> float:
-        """Tr Σ = mean ‖g_n‖² − ‖ḡ‖², zero where it drowns in the rounding of the two."""
-        difference = mean_squared_norm - directed
-        return difference if difference > self._rounding * mean_squared_norm else 0.0
-
-    def _iterate(self, product: Callable[[Tensor], Tensor], trace: float) -> RitzPairs:
-        """Lanczos on H K H / N, given u → K u."""
-        n = self.G.num_samples
-        block = min(_BLOCK, n)
-        rows = int(self.memory_bound // (8 * _WORDS_A_ROW * n))
-        if rows < min(n, 3 * block):
-            raise ValueError(
-                f"noise_spectrum: memory_bound must hold {3 * block} vectors of {n} samples,"
-                f" got {self.memory_bound:,} bytes. Raise it to {3 * block * 8 * _WORDS_A_ROW * n:,}."
-            )
-
-        def centred(block: Tensor) -> Tensor:
-            products = product(block - block.mean(0)).double()
-            return (products - products.mean(0)) / n
-
-        count = None if self.num_eigenvalues is None else min(*self.G.shape, self.num_eigenvalues)
-        generator = self.generator or torch.Generator(self.G.device).manual_seed(0)
-        start = torch.randn(n, block, dtype=torch.float64, device=self.G.device, generator=generator)
-        return leading_eigenpairs(
-            centred,
-            start - start.mean(0),
-            holding(self.energy * (1 - self._rounding), trace) if count is None else leading(count),
-            tolerance=self.tolerance,
-            max_basis=rows,
-            max_matvecs=self.max_matvecs,
-            generator=generator,
+    fits = gram_bytes <= request.memory_bound
+    if method == "gram" or (method == "auto" and (fits or scratch)):
+        why = "asked for" if method == "gram" else f"{size}, within the bound, and costs less than the iteration"
+        if fits:
+            return ("gram whole" if whole else "gram"), why
+        if scratch:
+            return "gram file", f"{size}, above the bound: kept in a file"
+        raise ValueError(
+            f"noise_spectrum: {size}, which must fit memory_bound = {request.memory_bound:,} bytes."
+            ' Use method="lanczos", give a scratch= folder, take fewer samples, or raise memory_bound.'
         )
+    why = "asked for" if method != "auto" else f"{size}, above the bound"
+    if not isinstance(G, StreamingGradients):
+        return "lanczos samples", why
+    # A block of b vectors costs two passes over the data in sample space and one in parameter space, a pass about 2 N P
+    # multiplications where factors are recomputed; against it stands the orthogonalisation, M b (P − N) more in
+    # parameter space for a basis of M, which also has to fit.
+    basis = request.max_matvecs or max(_TYPICAL_BASIS, 2 * (request.num_eigenvalues or 0))
+    roomy = sample_space.max_basis(G.num_params, request.memory_bound) >= basis
+    if roomy and basis * request.block * (G.num_params - n) <= 2 * n * G.num_params:
+        return "lanczos parameters", f"{why}; in parameter space, one pass over the data a block of vectors"
+    return "lanczos samples", f"{why}; in sample space, two passes over the data a block of vectors"
 
-    def _found(self, pairs: RitzPairs, trace: float, second: float | None) -> _Found:
-        count = min(len(pairs.values), *self.G.shape)
-        values = pairs.values[:count].clamp(min=0)
-        vectors, norms = pairs.vectors[:, :count], pairs.residual_norms[:count]
-        return _Found(values, vectors, norms, trace, second, self._rounding, pairs.num_matvecs, pairs.remedy)
+
+def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLike[str] | None) -> EigenPairs:
+    """What the route finds."""
+    if route == "lanczos samples":
+        return sample_space.sample_vectors(G, request)
+    if route == "lanczos parameters":
+        return sample_space.param_vectors(G, request)
+    if route == "gram file":
+        return sample_space.stored_gram(G, TiledGram(G, Path(str(scratch)), request.memory_bound // 2), request)
+    together = G.gathered() if isinstance(G, StreamingGradients) else G
+    if route == "gram whole":
+        return sample_space.whole_gram(together, request)
+    return sample_space.stored_gram(together, together.gram(), request)
 
 
 def _spectrum(
-    G: GradientMatrix,
-    found: _Found,
-    batch_size: int | None,
-    energy: float,
-    method: str,
-    reason: str,
-    eigenvectors: bool,
+    G: Source, found: EigenPairs, batch_size: int | None, energy: float, method: str, reason: str
 ) -> Spectrum:
     """The result in the units of C."""
     n = G.num_samples
     phi = 1.0 if batch_size is None else (n - batch_size) / (batch_size * (n - 1)) if n > 1 else 0.0
-    values, trace = found.eigenvalues, found.trace
+    values, trace = found.values, found.trace
     held = values.cumsum(0)
-    below = int(torch.count_nonzero(held < energy * trace * (1 - found.rounding)))
+    below = int(torch.count_nonzero(held < energy * trace * (1 - sample_space.rounding(G))))
     effective_dimension = 0 if trace == 0 else below + 1 if below < len(values) else None
     ratio, error = _participation_ratio(values, trace, found.second_moment, whole=len(values) == min(G.shape))
-    vectors = None
-    if eigenvectors and found.vectors is not None:
-        count = effective_dimension or len(values)
-        basis = found.vectors[:, :count]
-        vectors = torch.nn.functional.normalize(G.rmatvec((basis - basis.mean(0)).to(G.dtype)), dim=0)
+    vectors = found.vectors
+    if vectors is not None and effective_dimension:
+        vectors = vectors[:, :effective_dimension]
     return Spectrum(
         eigenvalues=phi * values,
         trace=phi * trace,

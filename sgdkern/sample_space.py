@@ -1,0 +1,207 @@
+"""Eigenpairs of the gradient covariance: Σ (P × P) and H K H / N (N × N) share their non-zero eigenvalues.
+
+H = 1 − 11ᵀ/N centres. An eigenvector u of H K H / N gives v = Gᵀ H u / √(N λ) of Σ, and back. Each function is one
+route to the same pairs:
+
+    whole_gram      K formed and diagonalised by LAPACK                                   N³
+    stored_gram     K formed (in memory or in a file), Lanczos on it                      N² a vector
+    sample_vectors  Lanczos on u → H G Gᵀ H u / N, K never formed                         N P a vector; two passes over
+    a stream a block param_vectors   Lanczos on v → Σ v                                                    N P a vector;
+    one pass a block, vectors of length P
+
+The trace is known exactly beforehand, tr Σ = mean ‖g_n‖² − ‖ḡ‖², so an iteration can stop as soon as the eigenvalues
+found hold the wanted share of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.lanczos import holding, leading, leading_eigenpairs
+from sgdkern.streaming import StreamingGradients
+from sgdkern.tiled_gram import TiledGram
+
+Source = GradientMatrix | StreamingGradients
+
+# 8-byte words that one number of a basis vector takes: itself, its copy while the storage doubles, its share of the
+# final vectors.
+WORDS_A_NUMBER = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """How much of the spectrum is wanted, and what may be spent on it.
+
+    Attributes:
+        energy: Share of the trace that the eigenvalues are to hold.
+        num_eigenvalues: How many instead, or None.
+        vectors: Whether eigenvectors are wanted.
+        tolerance: Residual norm of a converged eigenvalue, relative to it.
+        block: Vectors multiplied at once; eigenvalues of multiplicity up to the block are found.
+        memory_bound: Bytes for K and the basis.
+        max_matvecs: Most vectors multiplied, or None.
+        generator: Of the random starting block.
+    """
+
+    energy: float
+    num_eigenvalues: int | None
+    vectors: bool
+    tolerance: float
+    block: int
+    memory_bound: int
+    max_matvecs: int | None
+    generator: torch.Generator | None
+
+
+@dataclass(frozen=True)
+class EigenPairs:
+    """Leading eigenpairs of Σ, and what else a route learns of it.
+
+    Attributes:
+        values: λ_k, descending [k], float64.
+        vectors: v_k, unit columns in parameter space [P, k], where asked for.
+        residual_norms: Bound on the distance of λ_k to an eigenvalue [k].
+        trace: tr Σ.
+        second_moment: Σ λ² over the whole spectrum, where known exactly.
+        num_matvecs: Vectors multiplied.
+        remedy: What to change, empty where converged.
+    """
+
+    values: Tensor
+    vectors: Tensor | None
+    residual_norms: Tensor
+    trace: float
+    second_moment: float | None
+    num_matvecs: int
+    remedy: str
+
+
+def rounding(source: Source) -> float:
+    """Relative accuracy to which sums of the factors' products agree with each other."""
+    return 32 * torch.finfo(source.dtype).eps
+
+
+def exact_trace(source: Source) -> float:
+    """Tr Σ = mean ‖g_n‖² − ‖ḡ‖²; zero where it drowns in the rounding of the two."""
+    mean_squared_norm = float(source.squared_norms().mean(dtype=torch.float64))
+    difference = mean_squared_norm - float(source.mean().double().square().sum())
+    return difference if difference > rounding(source) * mean_squared_norm else 0.0
+
+
+def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
+    """All eigenvalues from LAPACK, on K centred in float64."""
+    n, gram = G.num_samples, G.gram()
+    row_means = gram.mean(1, dtype=torch.float64)
+    centred = (gram.double() - row_means - row_means[:, None] + row_means.mean()) / n
+    diagonal = float(gram.diagonal().mean(dtype=torch.float64))
+    trace = float(centred.diagonal().sum())
+    trace = trace if trace > rounding(G) * diagonal else 0.0
+    count = min(*G.shape, request.num_eigenvalues or n)
+    vectors = None
+    if request.vectors:
+        values, rotation = torch.linalg.eigh(centred)
+        vectors = _in_parameter_space(G, rotation.flip(1)[:, :count])
+    else:
+        values = torch.linalg.eigvalsh(centred)
+    values = values.flip(0).clamp(min=0)
+    # LAPACK is backward stable: eigenvalues are off by a modest multiple of ε ‖Σ‖, here taken as √N.
+    norms = torch.full_like(values, float(values[0]) * math.sqrt(n) * torch.finfo(torch.float64).eps)
+    return EigenPairs(values[:count], vectors, norms[:count], trace, float(values.square().sum()), 0, "")
+
+
+def stored_gram(source: Source, gram: Tensor | TiledGram, request: Request) -> EigenPairs:
+    """Leading eigenvalues by Lanczos on K, [N, N] in memory or tiles in a file."""
+    n = source.num_samples
+    second = None
+    if isinstance(gram, Tensor):
+        # ‖H K H‖² = ‖K‖² − 2 N ‖row means‖² + N² mean²: all in float64, some rows at a time so that no second K is
+        # made.
+        means = gram.mean(1, dtype=torch.float64)
+        squares = sum(float(part.double().square().sum()) for part in gram.split(256))
+        second = (squares - 2 * n * float(means.square().sum())) / n**2 + float(means.mean()) ** 2
+    return _sample_vectors(source, lambda u: gram @ u.to(source.dtype), second, request)
+
+
+def sample_vectors(source: Source, request: Request) -> EigenPairs:
+    """Leading eigenvalues by Lanczos in sample space, K never formed."""
+    return _sample_vectors(source, _products(source), None, request)
+
+
+def param_vectors(source: Source, request: Request) -> EigenPairs:
+    """Leading eigenvalues by Lanczos on Σ in parameter space."""
+    return _lanczos(source, lambda v: source.covariance_matvec(v.to(source.dtype)), source.num_params, None, request)
+
+
+def _sample_vectors(
+    source: Source, gram_matvec: Callable[[Tensor], Tensor], second: float | None, request: Request
+) -> EigenPairs:
+    """Lanczos on H K H / N, given u → K u."""
+    n = source.num_samples
+
+    def centred(block: Tensor) -> Tensor:
+        products = gram_matvec(block - block.mean(0)).double()
+        return (products - products.mean(0)) / n
+
+    pairs = _lanczos(source, centred, n, second, request)
+    vectors = None if pairs.vectors is None else _in_parameter_space(source, pairs.vectors)
+    return dataclasses.replace(pairs, vectors=vectors)
+
+
+def _lanczos(
+    source: Source, matvec: Callable[[Tensor], Tensor], length: int, second: float | None, request: Request
+) -> EigenPairs:
+    """Leading eigenpairs of a matrix with the spectrum of Σ that acts on vectors of this length."""
+    trace, most = exact_trace(source), min(source.shape)
+    block = min(request.block, length)
+    capacity = max_basis(length, request.memory_bound)
+    if capacity < min(length, 3 * block):
+        raise ValueError(
+            f"noise_spectrum: memory_bound must hold {3 * block} vectors of length {length}, got"
+            f" {request.memory_bound:,} bytes. Raise it to {3 * block * 8 * WORDS_A_NUMBER * length:,}."
+        )
+    generator = request.generator or torch.Generator(source.device).manual_seed(0)
+    start = torch.randn(length, block, dtype=torch.float64, device=source.device, generator=generator)
+    if request.num_eigenvalues is None:
+        wanted = holding(request.energy * (1 - rounding(source)), trace)
+    else:
+        wanted = leading(min(request.num_eigenvalues, most))
+    pairs = leading_eigenpairs(
+        matvec,
+        start,
+        wanted,
+        tolerance=request.tolerance,
+        max_basis=capacity,
+        max_matvecs=request.max_matvecs,
+        generator=generator,
+    )
+    count = min(len(pairs.values), most)
+    values, norms = pairs.values[:count].clamp(min=0), pairs.residual_norms[:count]
+    vectors = pairs.vectors[:, :count] if request.vectors else None
+    return EigenPairs(values, vectors, norms, trace, second, pairs.num_matvecs, pairs.remedy)
+
+
+def max_basis(length: int, memory_bound: int) -> int:
+    """How many vectors of a length a basis can hold within a bound in bytes."""
+    return memory_bound // (8 * WORDS_A_NUMBER * length)
+
+
+def _products(source: Source) -> Callable[[Tensor], Tensor]:
+    """U → K u, K never formed."""
+    if isinstance(source, StreamingGradients) or not source.layers:
+        return lambda u: source.gram_matvec(u.to(source.dtype))
+    # K is the sum of its layers' (their columns do not overlap): only one layer's block of vectors [p, k] exists at
+    # once.
+    layers = list(source.layers.values())
+    return lambda u: sum((layer.gram_matvec(u.to(source.dtype)) for layer in layers), start=torch.zeros(()))
+
+
+def _in_parameter_space(source: Source, vectors: Tensor) -> Tensor:
+    """V = Gᵀ H u, normalised, [N, k] → [P, k]."""
+    return torch.nn.functional.normalize(source.rmatvec((vectors - vectors.mean(0)).to(source.dtype)), dim=0)

@@ -1,0 +1,99 @@
+"""TiledGram: K = G Gᵀ in a file, for N too large for memory; u → K u reads it once for a whole block of vectors.
+
+Only the tiles on and above the diagonal are kept, 2 N² bytes in float32: each serves K_ij u_j and K_ijᵀ u_i. A tile
+costs n_i n_j (I + O) multiplications a layer, and is computed from the factors of two chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sgdkern.chunk_store import factor_bytes
+from sgdkern.factors import Dense
+from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.scratch_file import ScratchFile
+from sgdkern.streaming import StreamingGradients
+
+# Rows of a tile: 2048² float32 are 16 MiB, a read long enough for any disk and short beside any memory bound.
+TILE_ROWS = 2048
+
+
+class TiledGram:
+    """K in a file that has no name and ends with the process.
+
+    Args:
+        source: Per-sample gradients; of a stream, as many tile rows are held at once as fit in the bound, a pass over
+            the data for each such band.
+        folder: Where the file goes: 2 N² bytes in float32, half of K.
+        memory_bound: Bytes for the factors held of a stream.
+    """
+
+    def __init__(self, source: GradientMatrix | StreamingGradients, folder: Path, memory_bound: int) -> None:
+        self._file = ScratchFile(folder)
+        self._dtype, self._device = source.dtype, source.device
+        self._bounds = [*range(0, source.num_samples, TILE_ROWS), source.num_samples]
+        self._slots = {(i, j): self._file.append(tile) for i, j, tile in _tiles(source, self._bounds, memory_bound)}
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """K u, [N, k], in the tiles' dtype."""
+        out = torch.zeros(vectors.shape, dtype=self._dtype, device=self._device)
+        rows = [slice(start, stop) for start, stop in zip(self._bounds, self._bounds[1:], strict=False)]
+        for (i, j), slot in self._slots.items():
+            tile = self._file.mapped(slot)
+            out[rows[i]] += tile @ vectors[rows[j]]
+            if i != j:
+                out[rows[j]] += tile.T @ vectors[rows[i]]
+        return out
+
+
+def _tiles(
+    source: GradientMatrix | StreamingGradients, bounds: list[int], memory_bound: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """(i, j, K_ij) for i ≤ j: a band of row blocks is held while all later ones pass by."""
+    first = 0
+    while first < len(bounds) - 1:
+        held: list[GradientMatrix] = []
+        room = memory_bound
+        for j, block in enumerate(_row_blocks(source, bounds)):
+            room -= factor_bytes(block) if j == first + len(held) else 0
+            if j == first + len(held) and (room > 0 or not held):
+                held.append(block)
+            if j >= first:
+                yield from ((first + i, j, cross_gram(rows, block)) for i, rows in enumerate(held))
+        first += len(held)
+
+
+def _row_blocks(source: GradientMatrix | StreamingGradients, bounds: list[int]) -> Iterator[GradientMatrix]:
+    """One pass over the rows of G, cut at the bounds whatever the chunks."""
+    parts: list[GradientMatrix] = []
+    done, block = 0, 0
+    for chunk in source.chunks():
+        start = 0
+        while start < chunk.num_samples:
+            stop = min(chunk.num_samples, start + bounds[block + 1] - done)
+            parts.append(chunk.select(torch.arange(start, stop)))
+            done, start = done + stop - start, stop
+            if done == bounds[block + 1]:
+                yield parts[0] if len(parts) == 1 else GradientMatrix.stack(parts)
+                parts, block = [], block + 1
+
+
+def cross_gram(rows: GradientMatrix, columns: GradientMatrix) -> Tensor:
+    """K between two sets of samples, [N, M]: Σ (A Aᵀ + c) ⊙ (B Bᵀ) over the layers, c = 1 for a bias."""
+    out = torch.zeros(rows.num_samples, columns.num_samples, dtype=rows.dtype, device=rows.device)
+    for name, layer in rows.layers.items():
+        other = columns.layers[name]
+        a, b = layer.entries[0].factors, other.entries[0].factors
+        # One position a sample: the product above. Anything else: the layer's own Gram matrix of both sets together.
+        single = layer.plain and isinstance(a, Dense) and isinstance(b, Dense) and a.num_positions == 1 and a.weight
+        if single and isinstance(a, Dense) and isinstance(b, Dense):
+            products = a.inputs[:, 0] @ b.inputs[:, 0].T
+            products += float(a.bias)
+            out += products.mul_(a.output_grads[:, 0] @ b.output_grads[:, 0].T)
+        else:
+            out += GradientMatrix.stack([layer, other]).gram()[: rows.num_samples, rows.num_samples :]
+    return out

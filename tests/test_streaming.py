@@ -1,0 +1,213 @@
+"""A stream against the same gradients held at once: every product, every cache, and the memory bound."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sgdkern.capture import per_sample_gradients
+from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.spectrum import noise_spectrum
+from sgdkern.streaming import StreamingGradients
+
+N = 103
+LOSS = nn.CrossEntropyLoss()
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 5)).double()
+
+
+@pytest.fixture(scope="module")
+def data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(N, 12, generator=generator, dtype=torch.float64)
+    return TensorDataset(inputs, torch.randint(0, 5, (N,), generator=generator))
+
+
+@pytest.fixture(scope="module")
+def G(model: nn.Module, data: TensorDataset) -> GradientMatrix:
+    return per_sample_gradients(model, LOSS, *data.tensors)
+
+
+def close(found: Tensor, truth: Tensor) -> None:
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory_bound", [2**31, 30_000])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("cache", [None, "memory", "folder"])
+class TestProducts:
+    @pytest.fixture
+    def stream(
+        self,
+        model: nn.Module,
+        data: TensorDataset,
+        tmp_path: Path,
+        cache: str | None,
+        chunk_size: int | None,
+        memory_bound: int,
+    ) -> StreamingGradients:
+        place = tmp_path if cache == "folder" else cache
+        loader = DataLoader(data, batch_size=20)
+        return StreamingGradients(model, LOSS, loader, cache=place, chunk_size=chunk_size, memory_bound=memory_bound)
+
+    def test_shape_and_first_pass(self, stream: StreamingGradients, G: GradientMatrix) -> None:
+        assert stream.shape == G.shape
+        assert stream.num_passes == 1
+        assert stream.parameters == dict(G.parameters)
+        assert stream.dtype == G.dtype
+        close(stream.losses, G.losses)
+        close(stream.squared_norms(), G.squared_norms())
+        close(stream.mean(), G.mean())
+        assert stream.num_passes == 1
+
+    def test_products(self, stream: StreamingGradients, G: GradientMatrix) -> None:
+        generator = torch.Generator().manual_seed(2)
+        v = torch.randn(G.num_params, 3, generator=generator, dtype=torch.float64)
+        u = torch.randn(N, 3, generator=generator, dtype=torch.float64)
+        for vectors in (v, v[:, 0]):
+            close(stream.matvec(vectors), G.matvec(vectors))
+            close(stream.covariance_matvec(vectors), G.covariance_matvec(vectors))
+        for vectors in (u, u[:, 0]):
+            close(stream.rmatvec(vectors), G.rmatvec(vectors))
+            close(stream.gram_matvec(vectors), G.gram_matvec(vectors))
+
+    def test_rows_and_minibatches(self, stream: StreamingGradients, G: GradientMatrix) -> None:
+        indices = torch.tensor([99, 3, 3, 50])
+        close(stream.select(indices).dense(), G.dense()[indices])
+        mask = torch.arange(N) % 9 == 0
+        close(stream.select(mask).dense(), G.dense()[mask])
+        minibatches = torch.stack([
+            torch.randperm(N, generator=torch.Generator().manual_seed(k))[:6] for k in range(40)
+        ])
+        truth = G.dense()[minibatches].mean(1).square().sum(1)
+        close(stream.minibatch_squared_norms(minibatches), truth)
+
+    def test_chunks_can_be_walked_through_again(self, stream: StreamingGradients, G: GradientMatrix) -> None:
+        for _ in range(2):
+            close(torch.cat([chunk.dense() for chunk in stream.chunks()]), G.dense())
+        close(stream.gathered().gram(), G.gram())
+
+
+@pytest.mark.parametrize("options", [{"memory_bound": 10**7}, {"memory_bound": 220_000}, {"method": "lanczos"}])
+def test_spectrum_of_a_stream(
+    model: nn.Module, data: TensorDataset, G: GradientMatrix, options: dict[str, object]
+) -> None:
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
+    truth = noise_spectrum(G, batch_size=5, method="gram")
+    found = noise_spectrum(stream, batch_size=5, **options)
+    assert found.converged
+    assert found.effective_dimension == truth.effective_dimension
+    assert found.trace == pytest.approx(truth.trace, rel=1e-10)
+    k = len(found.eigenvalues)
+    np.testing.assert_allclose(found.eigenvalues.numpy(), truth.eigenvalues[:k].numpy(), rtol=1e-6, atol=1e-12)
+    assert found.reason
+
+
+def test_gram_matrix_in_a_file(model: nn.Module, data: TensorDataset, G: GradientMatrix, tmp_path: Path) -> None:
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
+    truth = noise_spectrum(G, method="gram")
+    for source in (stream, G):
+        found = noise_spectrum(source, memory_bound=150_000, scratch=tmp_path)
+        assert found.method == "gram"
+        assert "file" in found.reason
+        assert found.effective_dimension == truth.effective_dimension
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_pass_a_block_where_parameters_are_few(model: nn.Module, data: TensorDataset) -> None:
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20), params=["2.weight"])
+    found = noise_spectrum(stream, method="lanczos", num_eigenvalues=3)
+    assert "parameter space" in found.reason
+    assert stream.num_passes == 1 + -(-found.num_matvecs // 16)
+
+
+@pytest.mark.parametrize("num_passes", [1, 2, 4])
+def test_randomised_keeps_its_passes_and_bounds_its_error(
+    model: nn.Module, data: TensorDataset, G: GradientMatrix, num_passes: int
+) -> None:
+    truth = noise_spectrum(G, method="gram").eigenvalues
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
+    found = noise_spectrum(stream, method="randomised", num_passes=num_passes, num_eigenvalues=6)
+    assert found.method == "randomised"
+    assert found.num_matvecs <= num_passes * 9
+    assert stream.num_passes <= 1 + 2 * num_passes
+    assert (found.eigenvalues <= truth[:6] + 1e-12).all()
+    gaps = (found.eigenvalues[:, None] - truth).abs().min(1).values
+    assert (gaps <= found.residual_norms + 1e-12).all()
+    if num_passes == 4:
+        torch.testing.assert_close(found.eigenvalues, truth[:6], rtol=0.05, atol=0)
+
+
+def test_a_shuffling_loader_is_found_out(model: nn.Module, data: TensorDataset) -> None:
+    loader = DataLoader(data, batch_size=20, shuffle=True, generator=torch.Generator().manual_seed(0))
+    stream = StreamingGradients(model, LOSS, loader)
+    assert stream.num_samples == N
+    with pytest.raises(ValueError, match="shuffle=False"):
+        stream.matvec(stream.mean())
+
+
+def test_a_shuffling_loader_is_harmless_once_cached(model: nn.Module, data: TensorDataset) -> None:
+    loader = DataLoader(data, batch_size=20, shuffle=True, generator=torch.Generator().manual_seed(0))
+    stream = StreamingGradients(model, LOSS, loader, cache="memory")
+    close(stream.matvec(stream.mean()).mean(), stream.mean().square().sum())
+
+
+def test_a_changed_model_is_found_out(model: nn.Module, data: TensorDataset) -> None:
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
+    assert stream.num_samples == N
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    try:
+        with pytest.raises(ValueError, match="leave the model"):
+            stream.matvec(stream.mean())
+    finally:
+        with torch.no_grad():
+            model[0].weight.div_(2)
+
+
+def test_a_loader_that_changes_its_length_is_found_out(model: nn.Module, data: TensorDataset) -> None:
+    batches = [(data.tensors[0][:20], data.tensors[1][:20]), (data.tensors[0][20:], data.tensors[1][20:])]
+    stream = StreamingGradients(model, LOSS, batches)
+    assert stream.num_samples == N
+    batches.pop()
+    with pytest.raises(ValueError, match="instead of 103"):
+        stream.matvec(stream.mean())
+
+
+def test_what_does_not_fit_is_refused(model: nn.Module, data: TensorDataset) -> None:
+    with pytest.raises(TypeError, match="re-iterable"):
+        StreamingGradients(model, LOSS, iter(DataLoader(data)))
+    with pytest.raises(ValueError, match="at least one batch"):
+        _ = StreamingGradients(model, LOSS, []).num_samples
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
+    with pytest.raises(ValueError, match="N = 103"):
+        stream.rmatvec(torch.zeros(5))
+
+
+def test_progress_and_restriction(model: nn.Module, data: TensorDataset) -> None:
+    seen: list[tuple[int, int, int | None]] = []
+    stream = StreamingGradients(
+        model, LOSS, DataLoader(data, batch_size=50), params=["2.weight"], progress=lambda *news: seen.append(news)
+    )
+    assert stream.num_params == 50
+    stream.matvec(stream.mean())
+    assert seen == [(1, 50, None), (1, 100, None), (1, 103, None), (2, 50, 103), (2, 100, 103), (2, 103, 103)]
+
+
+def test_a_batch_loss(model: nn.Module, data: TensorDataset, G: GradientMatrix) -> None:
+    batches = [{"x": data.tensors[0][k : k + 30], "y": data.tensors[1][k : k + 30]} for k in range(0, N, 30)]
+    stream = StreamingGradients(
+        model,
+        None,
+        batches,
+        chunk_size=11,
+        batch_loss=lambda module, batch: nn.functional.cross_entropy(module(batch["x"]), batch["y"], reduction="none"),
+    )
+    close(stream.mean(), G.mean())
