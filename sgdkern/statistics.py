@@ -7,14 +7,27 @@ Two routes lead to the same numbers. *gram* sums the N × N matrix K = G Gᵀ wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-Groups: TypeAlias = "Tensor | Any | Mapping[str, Any]"
+from sgdkern.partition import Groups, partition
+from sgdkern.source import GradientSource, GramSource
+
+__all__ = [
+    "GradientSource",
+    "GramSource",
+    "GroupMeans",
+    "Groups",
+    "PairSums",
+    "Statistics",
+    "gram_products",
+    "partition",
+    "statistics",
+    "weighted_gram",
+]
 
 # K in float32 takes 4 N² bytes, 16 MiB at N = 2048: about a last-level cache, so that the sums over it cost little.
 # Its N² Σ(I+O) / 2 multiply-adds stay below the 3 N Σ I·O of a forward and backward pass where I·O/(I+O) > N/6, and
@@ -26,49 +39,6 @@ _GROUP_BYTES = 256 * 2**20
 _BLOCK_ROWS = 512
 # Parameters of a mean gradient that are converted to float64 at once.
 _BLOCK_PARAMS = 2**16
-
-
-class GradientSource(Protocol):
-    """Whatever can make passes over the rows of G: a `GradientMatrix` or `StreamingGradients`."""
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-
-    @property
-    def num_params(self) -> int:
-        """P."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the vectors that it takes and gives."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the vectors that it takes and gives."""
-
-    def squared_norms(self) -> Tensor:
-        """‖g_n‖², [N]."""
-
-    def mean(self) -> Tensor:
-        """ḡ, [P]."""
-
-    def matvec(self, vector: Tensor, /) -> Tensor:
-        """G v, [P] or [P, k] → [N] or [N, k]."""
-
-    def rmatvec(self, weights: Tensor, /) -> Tensor:
-        """Gᵀ w, [N] or [N, k] → [P] or [P, k]."""
-
-    def minibatch_squared_norms(self, indices: Tensor, /) -> Tensor:
-        """‖mean of the rows of each minibatch‖², [M, B] → [M]."""
-
-
-@runtime_checkable
-class GramSource(Protocol):
-    """A source that can give K as well."""
-
-    def gram(self) -> Tensor:
-        """K = G Gᵀ, [N, N]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,53 +168,6 @@ def statistics(
             f"statistics: route='gram' needs a source with K, got {type(source).__name__}. Take route='passes'."
         )
     return _by_gram(source, groups)
-
-
-def partition(groups: Groups, num_samples: int) -> tuple[tuple[str, ...], Tensor]:
-    """Names of the groups and, for each sample, the number of its group.
-
-    Args:
-        groups: Integers [N] or {name: boolean mask [N]}.
-        num_samples: N.
-
-    Returns:
-        The names, in ascending order of the integers or in the mapping's order, and int64 [N].
-
-    Raises:
-        TypeError: If the labels are not integers or a mask is not boolean.
-        ValueError: If the length is not N, a group is empty, two groups overlap or a sample belongs to none.
-    """
-    if not isinstance(groups, Mapping):
-        labels = torch.as_tensor(groups).cpu()
-        if labels.is_floating_point() or labels.is_complex():
-            raise TypeError(f"statistics: groups must be integers or {{name: mask}}, got {labels.dtype}. Cast them.")
-        if labels.shape != (num_samples,):
-            raise ValueError(
-                f"statistics: groups must hold one integer for each of the {num_samples} samples, got shape "
-                f"{list(labels.shape)}. Were they made for another data set?"
-            )
-        values, members = torch.unique(labels.long(), return_inverse=True)
-        return tuple(str(value) for value in values.tolist()), members
-    masks = {str(name): torch.as_tensor(mask).cpu() for name, mask in groups.items()}
-    for name, mask in masks.items():
-        if mask.dtype != torch.bool:
-            raise TypeError(f"statistics: the mask of group {name!r} must be boolean, got {mask.dtype}. Pass mask > 0.")
-        if mask.shape != (num_samples,):
-            raise ValueError(
-                f"statistics: the mask of group {name!r} must have shape [{num_samples}], got {list(mask.shape)}. "
-                "Was it made for another data set?"
-            )
-        if not mask.any():
-            raise ValueError(f"statistics: every group needs a sample, got none in {name!r}. Leave that group out.")
-    stacked = torch.stack(list(masks.values())) if masks else torch.zeros(1, num_samples, dtype=torch.bool)
-    memberships = stacked.sum(0)
-    if not bool((memberships == 1).all()):
-        sample = int((memberships != 1).nonzero()[0])
-        raise ValueError(
-            f"statistics: every sample must belong to exactly one group, got sample {sample} in "
-            f"{int(memberships[sample])}. Give the remaining samples a group of their own, or make groups disjoint."
-        )
-    return tuple(masks), stacked.int().argmax(0)
 
 
 def weighted_gram(source: GradientSource, weights: Tensor, *, through_gram: bool) -> Tensor:

@@ -1,0 +1,51 @@
+"""Source: the passes over the rows of G that statistics need, whoever makes them."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class GradientSource(Protocol):
+    """Whatever can make passes over the rows of G: a `GradientMatrix` or `StreamingGradients`."""
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the vectors that it takes and gives."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the vectors that it takes and gives."""
+
+    def squared_norms(self) -> Tensor:
+        """‖g_n‖², [N]."""
+
+    def mean(self) -> Tensor:
+        """ḡ, [P]."""
+
+    def matvec(self, vector: Tensor, /) -> Tensor:
+        """G v, [P] or [P, k] → [N] or [N, k]."""
+
+    def rmatvec(self, weights: Tensor, /) -> Tensor:
+        """Gᵀ w, [N] or [N, k] → [P] or [P, k]."""
+
+    def minibatch_squared_norms(self, indices: Tensor, /) -> Tensor:
+        """‖mean of the rows of each minibatch‖², [M, B] → [M]."""
+
+
+@runtime_checkable
+class GramSource(Protocol):
+    """A source that can give K as well."""
+
+    def gram(self) -> Tensor:
+        """K = G Gᵀ, [N, N]."""
