@@ -31,8 +31,9 @@ from sgdkern.tiled_gram import TiledGram
 Source = GradientMatrix | StreamingGradients
 
 # 8-byte words that one number of a basis vector takes: itself, its copy while the storage doubles, its share of the
-# final vectors.
+# final vectors. And blocks in flight: the product, its residual and its projections, two of each such word.
 WORDS_A_NUMBER = 3
+BLOCKS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,12 @@ def _lanczos(
     """Leading eigenpairs of a matrix with the spectrum of Σ that acts on vectors of this length."""
     trace, most = exact_trace(source), min(source.shape)
     block = min(request.block, length)
-    capacity = max_basis(length, request.memory_bound)
-    if capacity < min(length, 3 * block):
+    capacity, least = max_basis(length, block, request.memory_bound), min(length, 3 * block)
+    if capacity < least:
         raise ValueError(
-            f"noise_spectrum: memory_bound must hold {3 * block} vectors of length {length}, got"
-            f" {request.memory_bound:,} bytes. Raise it to {3 * block * 8 * WORDS_A_NUMBER * length:,}."
+            f"noise_spectrum: memory_bound must hold {least} basis vectors of length {length}, got"
+            f" {request.memory_bound:,} bytes. Raise it to"
+            f" {8 * WORDS_A_NUMBER * length * (least + BLOCKS_IN_FLIGHT * block):,}, or lower block_size."
         )
     generator = request.generator or torch.Generator(source.device).manual_seed(0)
     start = torch.randn(length, block, dtype=torch.float64, device=source.device, generator=generator)
@@ -187,9 +189,9 @@ def _lanczos(
     return EigenPairs(values, vectors, norms, trace, second, pairs.num_matvecs, pairs.remedy)
 
 
-def max_basis(length: int, memory_bound: int) -> int:
-    """How many vectors of a length a basis can hold within a bound in bytes."""
-    return memory_bound // (8 * WORDS_A_NUMBER * length)
+def max_basis(length: int, block: int, memory_bound: int) -> int:
+    """How many vectors of a length a basis can hold within a bound in bytes, beside the blocks in flight."""
+    return memory_bound // (8 * WORDS_A_NUMBER * length) - BLOCKS_IN_FLIGHT * block
 
 
 def _products(source: Source) -> Callable[[Tensor], Tensor]:

@@ -184,7 +184,7 @@ def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str
     # multiplications where factors are recomputed; against it stands the orthogonalisation, M b (P − N) more in
     # parameter space for a basis of M, which also has to fit.
     basis = request.max_matvecs or max(_TYPICAL_BASIS, 2 * (request.num_eigenvalues or 0))
-    roomy = sample_space.max_basis(G.num_params, request.memory_bound) >= basis
+    roomy = sample_space.max_basis(G.num_params, request.block, request.memory_bound) >= basis
     if roomy and basis * request.block * (G.num_params - n) <= 2 * n * G.num_params:
         return "lanczos parameters", f"{why}; in parameter space, one pass over the data a block of vectors"
     return "lanczos samples", f"{why}; in sample space, two passes over the data a block of vectors"

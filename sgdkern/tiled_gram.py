@@ -89,7 +89,7 @@ def cross_gram(rows: GradientMatrix, columns: GradientMatrix) -> Tensor:
         other = columns.layers[name]
         a, b = layer.entries[0].factors, other.entries[0].factors
         # One position a sample: the product above. Anything else: the layer's own Gram matrix of both sets together.
-        single = layer.plain and isinstance(a, Dense) and isinstance(b, Dense) and a.num_positions == 1 and a.weight
+        single = layer.plain and isinstance(a, Dense) and isinstance(b, Dense) and a.num_positions == 1
         if single and isinstance(a, Dense) and isinstance(b, Dense):
             products = a.inputs[:, 0] @ b.inputs[:, 0].T
             products += float(a.bias)

@@ -1,5 +1,7 @@
 """A stream against the same gradients held at once: every product, every cache, and the memory bound."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.order_parameters import order_parameters
 from sgdkern.spectrum import noise_spectrum
 from sgdkern.streaming import StreamingGradients
 
@@ -95,7 +98,9 @@ class TestProducts:
         close(stream.gathered().gram(), G.gram())
 
 
-@pytest.mark.parametrize("options", [{"memory_bound": 10**7}, {"memory_bound": 220_000}, {"method": "lanczos"}])
+@pytest.mark.parametrize(
+    "options", [{"memory_bound": 10**7}, {"memory_bound": 240_000, "block_size": 8}, {"method": "lanczos"}]
+)
 def test_spectrum_of_a_stream(
     model: nn.Module, data: TensorDataset, G: GradientMatrix, options: dict[str, object]
 ) -> None:
@@ -211,3 +216,62 @@ def test_a_batch_loss(model: nn.Module, data: TensorDataset, G: GradientMatrix) 
         batch_loss=lambda module, batch: nn.functional.cross_entropy(module(batch["x"]), batch["y"], reduction="none"),
     )
     close(stream.mean(), G.mean())
+
+
+def test_order_parameters_of_a_stream(model: nn.Module, data: TensorDataset, G: GradientMatrix) -> None:
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
+    groups = data.tensors[1] % 2
+    found, truth = (
+        order_parameters(source, batch_size=10, groups=groups, generator=torch.Generator().manual_seed(0)).as_dict()
+        for source in (stream, G)
+    )
+    for name in ("A", "A0", "D", "D_par", "A_perp", "sigma_lambda2", "noise_scale", "R", "A0_0", "A0_1"):
+        assert found[name] == pytest.approx(truth[name], rel=1e-8), name
+
+
+# 16,000 samples whose factors would take 71 MiB, in a process that may take 48 MiB of addresses more than it has after
+# its first chunk.
+UNDER_A_LIMIT = """
+import resource, sys
+import torch
+from torch import nn
+from sgdkern.spectrum import noise_spectrum
+from sgdkern.streaming import StreamingGradients
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10))
+
+class Batches:
+    def __init__(self, count):
+        self.count = count
+    def __iter__(self):
+        for seed in range(self.count):
+            generator = torch.Generator().manual_seed(seed)
+            yield torch.randn(500, 1024, generator=generator), torch.randint(0, 10, (500,), generator=generator)
+
+options = dict(num_eigenvalues=3, method="randomised", num_passes=1, block_size=8, memory_bound=2**24)
+noise_spectrum(StreamingGradients(model, nn.CrossEntropyLoss(), Batches(1), memory_bound=2**24), **options)
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 3 * 2**24
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for cache in (None, "memory", sys.argv[1]):
+    stream = StreamingGradients(model, nn.CrossEntropyLoss(), Batches(32), cache=cache, memory_bound=2**24)
+    found = noise_spectrum(stream, **options)
+    assert stream.num_samples == 16_000 and stream.factor_bytes > 2**26, stream.factor_bytes
+    assert float(stream.squared_norms().mean()) > found.trace > float(found.eigenvalues.sum()) > 0
+try:
+    stream.gathered()
+except (RuntimeError, OSError) as error:
+    assert "memory" in str(error), error
+else:
+    raise AssertionError("the limit is too loose to show anything")
+print("kept")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space in use is read from /proc")
+def test_the_memory_bound_is_kept_under_a_hard_limit(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNDER_A_LIMIT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip() == "kept", done.stderr
