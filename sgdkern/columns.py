@@ -150,7 +150,7 @@ def merged(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 def _joinable(first: Entry, second: Entry) -> bool:
     """Whether two entries are linear layers of the same weight (and bias)."""
     one, two = first.factors, second.factors
-    if not (isinstance(one, Dense) and isinstance(two, Dense) and one.weight and two.weight and one.bias == two.bias):
+    if not (isinstance(one, Dense) and isinstance(two, Dense) and one.bias == two.bias):
         return False
     return all(same_place(a, b) for a, b in zip(first.columns, second.columns, strict=True))
 

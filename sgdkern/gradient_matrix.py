@@ -184,11 +184,7 @@ class GradientMatrix:
             gram = self._like.new_zeros(self.num_samples, self.num_samples)
             groups = self._components()
             single = [group.entries[0].factors for group in groups if group.plain]
-            dense = [
-                factors
-                for factors in single
-                if isinstance(factors, Dense) and factors.num_positions == 1 and factors.weight
-            ]
+            dense = [factors for factors in single if isinstance(factors, Dense) and factors.num_positions == 1]
             if dense:
                 inputs = [factors.inputs[:, 0] for factors in dense]
                 grads = [factors.output_grads[:, 0] for factors in dense]

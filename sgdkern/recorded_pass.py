@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sgdkern.columns import Columns, Derived, Entry, Part, Whole
-from sgdkern.layers import Call, Layout, Use
+from sgdkern.layers import Call, Layout, Scattered, Use
 from sgdkern.losses import check_losses
 from sgdkern.problem import Problem
 from sgdkern.recorder import Recorder, Site
+
+# Where the samples are in a site's output: regularly, in rows to be found out pass by pass, or nowhere to be told.
+Place = Layout | Literal["scattered"] | None
 
 
 @dataclass
@@ -57,21 +60,64 @@ def gradients(loss: Tensor, edges: Sequence[Any], parameters: Sequence[Tensor] =
     return list(torch.autograd.grad(loss, targets, allow_unused=True, retain_graph=True))
 
 
-def entries(recorded: Pass, layouts: Sequence[Layout | None], explicit: Collection[str]) -> list[Entry]:
+def owners(recorded: Pass, sites: Sequence[Site]) -> list[Tensor]:
+    """The sample of each row of some sites' outputs, [R] each.
+
+    The losses are weighted 1 + d/256 with the digits d of the samples' numbers to the base 256, one backward pass a
+    digit: a row's gradient grows by just the weight of its sample. Rows without a gradient may belong to any sample.
+
+    Args:
+        recorded: the pass; its gradients are those of the plain sum of losses.
+        sites: the sites wanted.
+
+    Returns:
+        One tensor of sample numbers a site.
+    """
+    if not sites:
+        return []
+    plain = [grad for site, grad in zip(recorded.recorder.sites, recorded.grads, strict=True) if site in sites]
+    found = [torch.zeros(site.shape[0], dtype=torch.int64, device=recorded.losses.device) for site in sites]
+    samples = torch.arange(recorded.num_samples, device=recorded.losses.device)
+    scale = 1
+    while scale < recorded.num_samples:
+        weights = 1 + (samples // scale % 256).to(recorded.losses.dtype) / 256
+        weighted = gradients((weights * recorded.losses).sum(), [site.edge for site in sites])
+        for owner, one, other in zip(found, plain, weighted, strict=True):
+            if one is not None and other is not None:
+                one, other = one.double().flatten(1), other.double().flatten(1)
+                ratio = (one * other).sum(1) / one.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+                owner += ((ratio - 1) * 256).round().clamp(0, 255).long() * scale
+        scale *= 256
+    return [owner.clamp_max(recorded.num_samples - 1) for owner in found]
+
+
+def entries(recorded: Pass, layouts: Sequence[Place], explicit: Collection[str]) -> list[Entry]:
     """Factors of all recorded calls, on the columns of the parameters that do not go the explicit route."""
+    sites = recorded.recorder.sites
+    irregular = [_irregular(site, layout, recorded) for site, layout in zip(sites, layouts, strict=True)]
+    rows = iter(owners(recorded, [site for site, told in zip(sites, irregular, strict=True) if told]))
     placed = []
-    for site, layout, grad in zip(recorded.recorder.sites, layouts, recorded.grads, strict=True):
-        if grad is None or layout is None or site.parameters <= set(explicit):
+    for site, layout, grad, told in zip(sites, layouts, recorded.grads, irregular, strict=True):
+        where = Scattered(recorded.num_samples, next(rows)) if told else layout
+        if grad is None or where is None or where == "scattered" or site.parameters <= set(explicit):
             continue
-        layout = dataclasses.replace(layout, num_samples=recorded.num_samples)
-        for use in uses(site, layout, grad, recorded.recorder):
+        if isinstance(where, Layout):
+            where = dataclasses.replace(where, num_samples=recorded.num_samples)
+        for use in uses(site, where, grad, recorded.recorder):
             entry = _placed(use, recorded.recorder, explicit)
             if entry is not None:
                 placed.append(entry)
     return placed
 
 
-def uses(site: Site, layout: Layout, grad: Tensor, recorder: Recorder) -> list[Use]:
+def _irregular(site: Site, layout: Place, recorded: Pass) -> bool:
+    """Whether the samples of a site's rows must be found out in this very pass."""
+    if isinstance(layout, Layout):
+        return not dataclasses.replace(layout, num_samples=recorded.num_samples).fits(site.shape)
+    return layout == "scattered"
+
+
+def uses(site: Site, layout: Layout | Scattered, grad: Tensor, recorder: Recorder) -> list[Use]:
     """What a site's parameters receive, in at least single precision."""
     call = Call(_single(grad, recorder), layout, recorder.tracked, recorder.unexpanded)
     args = [_single(arg, recorder) for arg in site.args]
@@ -81,14 +127,15 @@ def uses(site: Site, layout: Layout, grad: Tensor, recorder: Recorder) -> list[U
 
 
 def _single(value: Any, recorder: Recorder) -> Any:
-    """Half-precision activations as float32; everything else, parameters above all, as it is."""
-    half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if half and not recorder.tracked(value) else value
+    """Activations off the autograd graph, half precision as float32; parameters as they are, known by identity."""
+    if not isinstance(value, Tensor) or recorder.tracked(value):
+        return value
+    return value.detach().float() if value.dtype in (torch.bfloat16, torch.float16) else value.detach()
 
 
-def _placed(use: Use, recorder: Recorder, explicit: Iterable[str]) -> Entry | None:
+def _placed(use: Use, recorder: Recorder, explicit: Collection[str]) -> Entry | None:
     """Factors on their columns; None where all of them go the explicit route."""
-    columns = [_columns(recorder.unexpanded(tensor), recorder) for tensor in use.tensors]
+    columns = [_columns(recorder.unexpanded(tensor), recorder, explicit) for tensor in use.tensors]
     kept = [not set(place.parameters) <= set(explicit) for place in columns]
     if not any(kept):
         return None
@@ -96,7 +143,7 @@ def _placed(use: Use, recorder: Recorder, explicit: Iterable[str]) -> Entry | No
     return Entry(factors, tuple(place for place, keep in zip(columns, kept, strict=True) if keep))
 
 
-def _columns(tensor: Tensor, recorder: Recorder) -> Columns:
+def _columns(tensor: Tensor, recorder: Recorder, explicit: Collection[str]) -> Columns:
     """Where a tracked tensor lies: a parameter, elements of one, or something computed from some."""
     name = recorder.names.get(id(tensor))
     if name is not None:
@@ -106,7 +153,7 @@ def _columns(tensor: Tensor, recorder: Recorder) -> Columns:
         places = torch.arange(base.numel(), device=base.device)
         index = places.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - base.storage_offset())
         return Part((recorder.names[id(base)],), index.flatten())
-    names = tuple(sorted(recorder.sources[id(tensor)]))
+    names = tuple(sorted(recorder.sources[id(tensor)] - set(explicit)))
     return _derived(tensor, names, [recorder.parameters[name] for name in names])
 
 

@@ -23,7 +23,7 @@ from sgdkern.layers import DECOMPOSITIONS, LAYERS, Layer
 _REPETITIONS = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
     """One recorded call: its rule, its arguments, and where its output's gradient will be found."""
 
@@ -99,14 +99,11 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _meets_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
-        """Whether constant indices are looked up once a sample all the same (positions 0 … T − 1 for each, say)."""
-        indices = args[0] if args else None
-        return (
-            func is nn.functional.embedding
-            and isinstance(indices, Tensor)
-            and indices.ndim > 1
-            and len(indices) == self.num_samples > 1
-        )
+        """Whether constants are one row a sample all the same: an initial state, positions 0 … T − 1 for each."""
+        rows = args[0] if args else None
+        if func not in (nn.functional.linear, nn.functional.embedding) or not isinstance(rows, Tensor):
+            return False
+        return id(rows) not in self.sources and rows.ndim > 1 and len(rows) == self.num_samples
 
     def _constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met: frozenset[str]) -> Any:
         """Run a function of constants alone: a constant too, and tracked where a tracked parameter went in."""

@@ -22,7 +22,7 @@ from sgdkern.explicit import METHODS, explicit_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.layers import Layout, Unsupported
 from sgdkern.problem import Problem, part_of, slices_of
-from sgdkern.recorded_pass import Pass, entries, gradients, recorded, uses
+from sgdkern.recorded_pass import Pass, Place, entries, gradients, recorded, uses
 from sgdkern.recorder import Recorder, Site
 
 # The study's samples; their weights 1, 2, 4 are powers of two, so that weighting is exact in floating point.
@@ -33,11 +33,19 @@ AGREEMENT = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.1, torc
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study found: the layout of each site, and the parameters that need explicit gradients with the reason."""
+    """What a study found.
 
-    layouts: tuple[Layout | None, ...]
+    Args:
+        layouts: where the samples are in the output of each site.
+        explicit: parameters that need explicit gradients, with the reason.
+        method: how they get them.
+        conclusive: whether every site had a gradient to learn from; if not, the next pass is studied again.
+    """
+
+    layouts: tuple[Place, ...]
     explicit: Mapping[str, str]
     method: str = METHODS[0]
+    conclusive: bool = True
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
@@ -56,9 +64,12 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
         training,
     )
     known = _plans.setdefault(problem.model, {})
-    if key not in known:
-        known[key] = _studied(problem, seen, signatures)
-    return known[key]
+    if key in known:
+        return known[key]
+    plan = _studied(problem, seen, signatures)
+    if plan.conclusive:
+        known[key] = plan
+    return plan
 
 
 def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
@@ -103,6 +114,7 @@ def _study(problem: Problem, seen: Pass) -> Plan:
     }
     _refuse_coupled(problem, sites, plain, weighted, weights)
     layouts = [_layout(one, other, weights) for one, other in zip(plain, weighted, strict=False)]
+    conclusive = all(grad is None or bool(grad.any()) for grad in plain)
     explicit: dict[str, str] = {}
     for place, (site, layout, grad) in enumerate(zip(sites, layouts, plain, strict=True)):
         refusal = _refusal(site, layout, grad, seen.recorder)
@@ -114,7 +126,7 @@ def _study(problem: Problem, seen: Pass) -> Plan:
     for name, reason in _disagreeing(problem, placed, weights, truth, seen.recorder.unruled).items():
         explicit.setdefault(name, reason)
     if not explicit:
-        return Plan(tuple(layouts), {})
+        return Plan(tuple(layouts), {}, conclusive=conclusive)
     explicit = {name: explicit[name] for name in problem.tracked if name in explicit}
     method = _explicit_method(problem, list(explicit), weights, truth)
     listed = ", ".join(f"{name} ({reason})" for name, reason in list(explicit.items())[:8])
@@ -124,15 +136,15 @@ def _study(problem: Problem, seen: Pass) -> Plan:
         "The result is exact; it takes more time and memory.",
         stacklevel=7,
     )
-    return Plan(tuple(layouts), explicit, method)
+    return Plan(tuple(layouts), explicit, method, conclusive)
 
 
-def _refusal(site: Site, layout: Layout | None, grad: Tensor | None, recorder: Recorder) -> str | None:
+def _refusal(site: Site, layout: Place, grad: Tensor | None, recorder: Recorder) -> str | None:
     """Why a site's rule does not hold for it; None where it does."""
     if layout is None:
         return "samples could not be told apart in its output"
     try:
-        if grad is not None:
+        if grad is not None and isinstance(layout, Layout):
             uses(site, layout, grad, recorder)
     except Unsupported as reason:
         return str(reason)
@@ -145,11 +157,13 @@ def _ratio_agrees(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
     return bool((weighted - plain * weights).norm() <= tolerance * weighted.norm())
 
 
-def _layout(plain: Tensor | None, weighted: Tensor | None, weights: Tensor) -> Layout | None:
-    """The axis along which a gradient's elements carry the weights of their samples; the first that fits."""
+def _layout(plain: Tensor | None, weighted: Tensor | None, weights: Tensor) -> Place:
+    """The first axis along which a gradient's elements carry the weights of their samples; or rows that do."""
     num_samples = len(weights)
     if plain is None or weighted is None:
         return Layout(num_samples, 0)
+    if not plain.any():  # nothing to learn from here; rows are told apart when there is a gradient
+        return "scattered"
     for axis in range(plain.ndim):
         for minor in (False, True):
             layout = Layout(num_samples, axis, minor)
@@ -157,6 +171,11 @@ def _layout(plain: Tensor | None, weighted: Tensor | None, weights: Tensor) -> L
                 one, other = layout.split(plain), layout.split(weighted)
                 if _ratio_agrees(one, other, weights.view(-1, *[1] * (one.ndim - 1)).to(one.dtype)):
                     return layout
+    rows = (
+        [(one, other) for one, other in zip(plain.flatten(1), weighted.flatten(1), strict=True)] if plain.ndim else []
+    )
+    if rows and all(any(_ratio_agrees(one, other, weight) for weight in weights.unique()) for one, other in rows):
+        return "scattered"
     return None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sgdkern.factors import Explicit, Factors
@@ -42,12 +43,38 @@ class Layout:
         split: Tensor = tensor.unflatten(self.axis, sizes)
         return split.movedim(self.axis + int(self.minor), 0)
 
-    def samples(self, tensor: Tensor, features: int) -> Tensor:
+    def samples(self: Layout | Scattered, tensor: Tensor, features: int) -> Tensor:
         """A tensor with ``features`` trailing axes of its own as [N, T, *features]."""
         if self.axis >= tensor.ndim - features:
             raise Unsupported("samples lie along a feature axis")
         split = self.split(tensor)
         return split.reshape(self.num_samples, -1, *tensor.shape[tensor.ndim - features :])
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """Samples in rows of no regular order along the first axis: packed sequences, rows routed to an expert.
+
+    Args:
+        num_samples: N.
+        owners: the sample of each row, [R], int64.
+    """
+
+    num_samples: int
+    owners: Tensor
+    axis: int = 0
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """[R, …] as [N, k, …], where k is the largest number of rows of a sample; missing rows are zeros."""
+        order = self.owners.argsort(stable=True)
+        counts = self.owners.bincount(minlength=self.num_samples)
+        owners = self.owners[order]
+        places = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[owners]
+        out = tensor.new_zeros(self.num_samples, max(1, int(counts.max())), *tensor.shape[1:])
+        out[owners, places] = tensor[order]
+        return out
+
+    samples = Layout.samples
 
 
 class Unsupported(Exception):
@@ -74,7 +101,7 @@ class Call:
     """
 
     output_grad: Tensor
-    layout: Layout
+    layout: Layout | Scattered
     tracked: Callable[[Any], bool]
     unexpanded: Callable[[Tensor], Tensor]
 
@@ -164,6 +191,7 @@ __all__ = [
     "Example",
     "Layer",
     "Layout",
+    "Scattered",
     "Unsupported",
     "Use",
     "convolution",

@@ -87,12 +87,65 @@ def _recurrent(
     return (outputs, *(torch.stack([state[part] for state in last]) for part in range(len(states))))
 
 
-def _written_out(function: Any) -> Callable[..., tuple[Tensor, ...]]:
-    """The fused function's equal; packed sequences are left alone."""
+def _packed(
+    cell: Cell,
+    rows: Tensor,
+    batch_sizes: Tensor,
+    states: State,
+    flat: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, ...]:
+    """The same over a packed sequence, rows [ΣT_n, I] sorted by step and then by decreasing length."""
+    directions = 2 if bidirectional else 1
+    count = len(flat) // (num_layers * directions)
+    sizes = batch_sizes.tolist()
+    last: list[State] = []
+    for depth in range(num_layers):
+        if depth and dropout and train:
+            rows = F.dropout(rows, dropout)
+        sides = []
+        for side in range(directions):
+            place = depth * directions + side
+            given: Sequence[Any] = flat[place * count : (place + 1) * count]
+            biases: Sequence[Any] = given[2:4] if has_biases else (None, None)
+            projection = given[-1] if count in (3, 5) else None
+            state = tuple(part[place] for part in states)
+            hidden, state = _packed_direction(cell, rows, sizes, state, [*given[:2], *biases, projection], side == 1)
+            sides.append(hidden)
+            last.append(state)
+        rows = torch.cat(sides, -1) if bidirectional else sides[0]
+    return (rows, *(torch.stack([state[part] for state in last]) for part in range(len(states))))
 
-    def body(inputs: Tensor, *args: Any) -> Any:
-        if isinstance(args[0], Tensor) and args[0].dtype == torch.int64:
-            return function(inputs, *args)  # (data, batch_sizes, hx, …): a packed sequence
+
+def _packed_direction(
+    cell: Cell, rows: Tensor, sizes: list[int], state: State, weights: Sequence[Any], reverse: bool
+) -> tuple[Tensor, State]:
+    """One layer in one direction: at each step the sequences that are still running move on."""
+    w_input, w_state, b_input, b_state, w_projection = weights
+    steps = list(F.linear(rows, w_input, b_input).split(sizes))
+    hidden = []
+    for step in reversed(steps) if reverse else steps:
+        running = len(step)
+        now = tuple(part[:running] for part in state)
+        now = cell(step, F.linear(now[0], w_state, b_state), now)
+        if w_projection is not None:
+            now = (F.linear(now[0], w_projection), *now[1:])
+        state = tuple(torch.cat([part, rest[running:]]) for part, rest in zip(now, state, strict=True))
+        hidden.append(now[0])
+    return torch.cat(hidden[::-1] if reverse else hidden), state
+
+
+def _written_out(function: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """The fused function's equal."""
+
+    def body(inputs: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        if isinstance(args[0], Tensor) and args[0].dtype == torch.int64:  # (rows, batch_sizes, hx, …)
+            states = tuple(args[1]) if isinstance(args[1], tuple | list) else (args[1],)
+            return _packed(CELLS[function], inputs, args[0], states, *args[2:])
         states = tuple(args[0]) if isinstance(args[0], tuple | list) else (args[0],)
         return _recurrent(CELLS[function], inputs, states, *args[1:])
 
