@@ -1,0 +1,170 @@
+"""When the changes between phases happened: by the levels of σ_λ², by known groups, by the samples' own margins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgdkern.history import History
+from sgdkern.learning_order import Division, LearningOrder, running_median
+from sgdkern.levels import alternating_levels
+
+# Of the fall of the others' error, and of the rise of the contradicted samples' memorised share. They follow the .10
+# and .15 of the test error that define the truth; on the development half .12 did best, .10 to .15 differ by .004.
+LEARNED, MEMORISED = 0.10, 0.12
+_TRAINED = 0.01  # training error that ends phase III, the truth's own definition
+NEARLY_TRAINED = 0.05  # σ_λ² that rises earlier than this is not phase IV
+# Before a run is nearly trained, a pause in learning can look like a phase II. Pauses on the development half lasted at
+# most a factor of 1.5 in steps, but for two that ended with σ_λ² rising; phases II at least 2.2 (pair noise: 1.3).
+LASTING, _STEADY = 2.0, 0.1
+_FALLEN = 0.30  # of the maximum of A: finds the same moment where no training error was kept
+_BALANCE, _OPPOSED = 2.0, -0.5  # of A0_c / A0_w and of R_cw, for known groups
+_GRID = 80  # points over which log σ_λ² is laid, evenly in the logarithm of the step
+_FEWEST = 12  # records; fewer cannot show four levels of three each
+_EPOCH_SHARE = 0.1  # the first tenth of an epoch is left out: the network has not seen enough samples for a phase
+
+
+@dataclass(frozen=True)
+class Dates:
+    """Steps of the changes; infinity where a change has not happened."""
+
+    t12: float
+    t23: float
+    t34: float
+
+    def centre(self, last: float) -> float:
+        """Return t_c = √(T12 T23), with the last step for a T23 that has not happened."""
+        return float(np.sqrt(self.t12 * min(self.t23, float(last))))
+
+
+def level_dates(history: History, order: LearningOrder | None) -> Dates | None:
+    """Fit four levels to log σ_λ² over log-time; the fourth only where most of the training error is gone.
+
+    Args:
+        history: Records with `sigma_lambda2`.
+        order: Their margins, where they were kept.
+
+    Returns:
+        The changes of level; None where there are too few records.
+    """
+    steps, sigma = history.steps.astype(np.float64), history.column("sigma_lambda2")
+    usable = (steps >= first_scored_step(history)) & np.isfinite(sigma) & (sigma > 0)
+    if usable.sum() < _FEWEST:
+        return None
+    clock = np.log(steps[usable])
+    grid = np.linspace(clock[0], clock[-1], _GRID)
+    curve = np.interp(grid, clock, running_median(np.log(sigma[usable]), 3))
+    late = np.flatnonzero(grid >= np.log(max(_first_below(history, order, NEARLY_TRAINED), 1.0)))
+    levels = alternating_levels(curve, fourth_from=int(late[0]) if len(late) else _GRID)
+    if levels is None:
+        return None
+    t12, t23, t34 = (float(np.exp(grid[cut])) if cut < _GRID else np.inf for cut in levels.cuts)
+    return Dates(t12, t23, t34)
+
+
+def given_dates(history: History, order: LearningOrder | None) -> Dates:
+    """Date the phases by the paper's criteria for known groups, with the thresholds that were seen to hold.
+
+    Args:
+        history: Records with a partition `given` into c (correct) and w (wrong).
+        order: Their margins, where they were kept.
+
+    Returns:
+        T12 at A0_c / A0_w < 2, T23 at R_cw > −1/2, T34 as `trained_step`.
+    """
+    steps = history.steps
+    ratio = running_median(history.column("A0_c", "given") / history.column("A0_w", "given"), 5)
+    cosine = running_median(history.column("R_cw", "given"), 5)
+    balanced = np.flatnonzero((ratio < _BALANCE) & (steps >= first_scored_step(history)))
+    t12 = float(steps[balanced[0]]) if len(balanced) else np.inf
+    aligned = np.flatnonzero((cosine > _OPPOSED) & (steps > t12))
+    return Dates(t12, float(steps[aligned[0]]) if len(aligned) else np.inf, trained_step(history, order))
+
+
+def has_lasted(history: History, t12: float, t23: float) -> bool:
+    """Say whether what ends at T23 is a phase II rather than a pause in learning.
+
+    Args:
+        history: Records with `sigma_lambda2`, up to some time after T23.
+        t12: Its first step.
+        t23: Its last step.
+
+    Returns:
+        Whether it lasted for a factor of 2 in steps, and σ_λ² has not risen since.
+    """
+    within = (history.steps >= t12) & (history.steps <= t23)
+    curve = running_median(np.log(np.maximum(history.column("sigma_lambda2"), np.finfo(np.float64).tiny)), 3)
+    return t23 >= LASTING * max(t12, 1.0) and bool(curve[-3:].mean() <= np.median(curve[within]) + _STEADY)
+
+
+def trained_step(history: History, order: LearningOrder | None) -> float:
+    """Date the end of memorising: training error ≤ 1 %, or A below 30 % of its maximum where no error was kept.
+
+    Args:
+        history: Records.
+        order: Their margins, where they were kept.
+
+    Returns:
+        The step; infinity where it has not happened.
+    """
+    if order is not None or history.has("train_error"):
+        return _first_below(history, order, _TRAINED)
+    steps, activity = history.steps, running_median(history.column("A"), 5)
+    peak = int(activity.argmax())
+    done = peak + np.flatnonzero(activity[peak:] <= _FALLEN * activity[peak])
+    return float(steps[done[0]]) if len(done) else np.inf
+
+
+def _first_below(history: History, order: LearningOrder | None, threshold: float) -> float:
+    """Find the first step at which the training error is at most the threshold; 0 where no error was kept."""
+    if order is None and not history.has("train_error"):
+        return 0.0
+    steps, error = (
+        (history.steps, history.column("train_error")) if order is None else (order.steps, order.training_error)
+    )
+    done = np.flatnonzero(running_median(error, 5) <= threshold)
+    return float(steps[done[0]]) if len(done) else np.inf
+
+
+def first_scored_step(history: History) -> float:
+    """Return the end of the first tenth of an epoch, in steps; 1 where the length of an epoch is unknown.
+
+    Args:
+        history: A run.
+
+    Returns:
+        At least 1.
+    """
+    known = [record for record in history if record.epoch]
+    if known:
+        return max(1.0, _EPOCH_SHARE * known[-1].step / float(known[-1].epoch or 1.0))
+    per_epoch = float(history.header.get("num_samples", 0)) / float(history.header.get("batch_size", 1))
+    return max(1.0, _EPOCH_SHARE * per_epoch)
+
+
+def date_by_division(order: LearningOrder, division: Division, centre: float) -> tuple[float, float]:
+    """Date phase II by the samples that the network contradicts within it, and by the others.
+
+    T12 is the first of the records before t_c from which the others' error stays below e + .10 (e_0 − e), with e its
+    smallest value up to t_c; T23 the last after t_c up to which the memorised share stays below m + .12 (1 − m).
+
+    Args:
+        order: The margins.
+        division: The groups.
+        centre: t_c, in steps.
+
+    Returns:
+        T12 and T23, in steps; T23 is infinite where the memorised share never rises.
+    """
+    steps = order.steps
+    middle = int(np.abs(np.log(np.maximum(steps, 0.5)) - np.log(max(centre, 0.5))).argmin())
+    error, memorised = division.unlearned, division.memorised
+    lowest = float(error[: middle + 1].min())
+    learned = error <= max(lowest + LEARNED * max(float(error[0]) - lowest, 0.0), float(error[middle]))
+    base = float(memorised[max(middle - 2, 0) : middle + 3].min())
+    free = memorised <= max(base + MEMORISED * (1.0 - base), float(memorised[middle]))
+    before = np.flatnonzero(~learned[:middle])
+    after = np.flatnonzero(~free[middle:])
+    t12 = float(steps[before[-1] + 1]) if len(before) else float(steps[0])
+    return t12, float(steps[middle + after[0] - 1]) if len(after) else np.inf

@@ -1,0 +1,271 @@
+"""Phase labels: planted phases are found, each verdict is given where it is due, the score is a share of log-time."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sgdkern.history import GroupRecord, History, Record
+from sgdkern.learning_order import LearningOrder, running_median
+from sgdkern.levels import alternating_levels
+from sgdkern.phase_truth import phase_agreement, phases_from_test_error
+from sgdkern.phases import Phase, Phases, label_phases
+
+STEPS = np.unique(np.concatenate([[0], np.geomspace(1, 20_000, 110).round()])).astype(int)
+
+
+def planted(
+    *,
+    rate=0.4,
+    t12=200.0,
+    t23=2_000.0,
+    t34=9_000.0,
+    num_samples=300,
+    hard=0.0,
+    generalises=True,
+    last=20_000,
+    margins=True,
+    given=False,
+    seed=0,
+):
+    """A history in which right labels are learned around T12 and wrong ones memorised from T23 to T34.
+
+    Each sample's label is fitted from a step of its own; `hard` samples are right but learned late, with small margins.
+    """
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 10, num_samples)
+    wrong = np.arange(num_samples) < rate * num_samples
+    labels = np.where(wrong, (true + 1 + rng.integers(0, 9, num_samples)) % 10, true)
+    learned = t12 * np.exp(rng.uniform(-2.5, 0.05, num_samples))
+    if not generalises:
+        learned[:] = np.inf
+    late = rng.random(num_samples) < hard
+    learned[late] = t12 * np.exp(rng.uniform(0, 2.0, late.sum()))
+    fitted_from = np.where(wrong, np.exp(rng.uniform(np.log(t23 * 0.9), np.log(t34), num_samples)), learned)
+    if not generalises:
+        fitted_from = np.exp(rng.uniform(np.log(t23), np.log(t34), num_samples))
+    levels = {"I": 0.1, "II": 2.0, "III": 0.2, "IV": 4.0}
+    history = History({"num_samples": num_samples, "batch_size": 25, "given_labels": labels})
+    for step in STEPS[last >= STEPS]:
+        fitted = step >= fitted_from
+        answer = np.where(step >= learned, true, rng.integers(0, 10, num_samples))
+        if not generalises:
+            answer = rng.integers(0, 10, num_samples)
+        chance = rng.integers(1, 10, num_samples)
+        predictions = np.where(fitted, labels, np.where(answer == labels, (labels + chance) % 10, answer))
+        size = np.where(late, 0.05, 1.0) * rng.uniform(0.5, 1.5, num_samples)
+        phase = "I" if step < t12 else "II" if step < t23 else "III" if step < t34 else "IV"
+        memorised = float(fitted[wrong].mean()) if wrong.any() else 0.0
+        generalising = float((step >= learned).mean())
+        groups = {}
+        if given:
+            a0_c = 9.0 if phase == "I" else 1.0
+            cosine = 0.4 if phase == "III" else -0.8
+            rows = ((1.0, cosine, 0.5), (cosine, 1.0, 0.5), (0.5, 0.5, 1.0))
+            groups["given"] = GroupRecord(("c", "w"), (num_samples // 2, num_samples // 2), (1, 1), (a0_c, 1.0), rows)
+        history.append(
+            Record(
+                step=int(step),
+                values={
+                    "sigma_lambda2": levels[phase] * float(np.exp(0.1 * rng.normal())),
+                    "A": {"I": 1.0, "II": 1.0, "III": 6.0, "IV": 0.01}[phase] if rate else 1.0 / (1.0 + step),
+                },
+                metrics={
+                    "train_error": 1.0 - float(fitted.mean()),
+                    "test_error": 0.9 - 0.8 * generalising + 0.5 * memorised * rate,
+                },
+                groups=groups,
+                losses=np.where(fitted, 0.1, 5.0).astype(np.float32) if margins else None,
+                margins=np.where(fitted, size, -size).astype(np.float32) if margins else None,
+                predictions=predictions if margins else None,
+            )
+        )
+    return history
+
+
+def brute_force_levels(values, shortest=3):
+    """The alternating step function of least squares, by trying every choice of steps."""
+    n, best = len(values), (np.inf, None)
+    for first, second, third in itertools.product(range(n + 1), repeat=3):
+        edges = [0, first, second, third] + ([] if third == n else [n])
+        pieces = [values[a:b] for a, b in zip(edges, edges[1:])]
+        if min(map(len, pieces)) < shortest or not first < second < third:
+            continue
+        means = [piece.mean() for piece in pieces]
+        if not all(np.sign(b - a) == sign for a, b, sign in zip(means, means[1:], (1, -1, 1))):
+            continue
+        cost = sum(((piece - piece.mean()) ** 2).sum() for piece in pieces)
+        best = min(best, (cost, (first, second, third)), key=lambda item: item[0])
+    return best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_levels_are_the_best_of_all_choices(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=14) + np.repeat([0.0, 1.0, 0.0, 1.0], [4, 3, 3, 4]) * seed
+    cost, cuts = brute_force_levels(values)
+    found = alternating_levels(values)
+    assert found.cuts == cuts
+    assert found.explained == pytest.approx(1 - cost / ((values - values.mean()) ** 2).sum())
+    assert found.means[0] == pytest.approx(values[: cuts[0]].mean())
+
+
+def test_levels_need_nine_points_and_a_curve_that_alternates():
+    assert alternating_levels(np.arange(8.0)) is None
+    assert alternating_levels(np.full(20, 3.0)) is None
+    assert alternating_levels(-np.arange(20.0)) is None
+
+
+def test_levels_do_not_depend_on_the_units_of_the_curve():
+    values = np.random.default_rng(0).normal(size=30)
+    assert alternating_levels(values).cuts == alternating_levels(5.0 + 3.0 * values).cuts
+
+
+def test_running_median():
+    values = np.array([1.0, 9.0, 2.0, 3.0, 8.0])
+    np.testing.assert_array_equal(running_median(values, 3), [1.0, 2.0, 3.0, 3.0, 8.0])
+    stacked = np.stack([values, -values], axis=1)
+    np.testing.assert_array_equal(running_median(stacked, 3)[:, 1], -running_median(values, 3))
+
+
+def test_a_division_follows_the_signs_of_the_margins_around_its_moment():
+    steps = np.array([0, 90, 100, 110, 1000])
+    margins = np.array([[1, -1], [1, -1], [1, -1], [1, -1], [1, 1]], dtype=np.float32)
+    order = LearningOrder(steps, margins, np.array([[0, 1]] * 4 + [[0, 2]]))
+    division = order.divide(101.0)
+    assert division.contradicted.tolist() == [False, True]
+    assert division.memorised.tolist() == [0, 0, 0, 0, 1]
+    assert division.unlearned.tolist() == [0] * 5
+    assert division.contradiction == 1.0
+    assert division.constancy == 1.0
+    assert order.training_error.tolist() == [0.5] * 4 + [0.0]
+    assert order.fitted_labels().tolist() == [0, 2]
+
+
+def test_a_single_record_that_differs_is_smoothed_away():
+    margins = np.array([[1], [1], [-1], [1], [1]], dtype=np.float32)
+    assert LearningOrder(np.arange(5), margins).fitted.all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.4, 0.6, 0.7])
+@pytest.mark.parametrize("seed", range(2))
+def test_planted_phases_are_found(rate, seed):
+    history = planted(rate=rate, seed=seed)
+    phases = label_phases(history)
+    assert phases.verdict == "four phases"
+    assert [phase.name for phase in phases] == ["I", "II", "III", "IV"]
+    for found, planted_at in ((phases.t12, 200), (phases.t23, 2_000), (phases.t34, 9_000)):
+        assert abs(np.log(found / planted_at)) < 0.35
+    assert phases[0].start == 0
+    assert phases[-1].end == history.steps[-1]
+    assert all(first.end == second.start for first, second in zip(phases, phases[1:]))
+    assert all(0 <= phase.confidence <= 1 for phase in phases)
+    assert phases.cleaning_step in history.steps
+    assert abs(np.log(phases.cleaning_step / np.sqrt(phases.t12 * phases.t23))) < 0.1
+
+
+def test_the_phases_agree_with_the_test_error():
+    history = planted()
+    truth = phases_from_test_error(history)
+    assert truth.verdict == "four phases"
+    assert phase_agreement(label_phases(history), truth) > 0.9
+
+
+@pytest.mark.parametrize("options", [{"groups": "none"}, {"groups": "auto"}])
+def test_order_parameters_alone_find_planted_phases(options):
+    history = planted(margins=options["groups"] == "none")
+    phases = label_phases(history, **options)
+    assert phases.verdict == "four phases"
+    assert abs(np.log(phases.t12 / 200)) < 0.2
+    assert abs(np.log(phases.t23 / 2_000)) < 0.2
+
+
+def test_known_groups_date_the_phases_by_their_gradients():
+    phases = label_phases(planted(given=True), groups="given")
+    assert phases.verdict == "four phases"
+    assert abs(np.log(phases.t12 / 200)) < 0.2
+    assert abs(np.log(phases.t23 / 2_000)) < 0.2
+
+
+@pytest.mark.parametrize("hard", [0.0, 0.1])
+@pytest.mark.parametrize("groups", ["auto", "none"])
+def test_clean_data_has_two_phases(hard, groups):
+    phases = label_phases(planted(rate=0.0, hard=hard), groups=groups)
+    assert phases.verdict == "two phases"
+    assert [phase.name for phase in phases] == ["fast", "exploration"]
+    assert phases.t23 is None
+    assert phases.cleaning_step is None
+
+
+def test_a_network_that_only_memorises_has_no_phase_ii():
+    phases = label_phases(planted(rate=0.9, generalises=False))
+    assert phases.verdict == "no phase II"
+    assert not phases
+    assert "contradicts" in phases.reason
+
+
+def test_a_run_is_too_short_until_it_is_not():
+    verdicts = [label_phases(planted(last=last)).verdict for last in (0, 5, 60, 1_000, 20_000)]
+    assert verdicts[:4] == ["not enough of a run"] * 4
+    assert verdicts[4] == "four phases"
+    so_far = label_phases(planted(last=1_500))
+    assert [phase.name for phase in so_far] == ["I", "II"]
+    assert so_far.t23 is None
+    assert so_far.cleaning_step is not None
+    assert label_phases(History()).verdict == "not enough of a run"
+
+
+def test_a_run_that_stops_while_it_memorises_has_no_phase_iv():
+    phases = label_phases(planted(last=6_000))
+    assert phases.verdict == "four phases"
+    assert [phase.name for phase in phases] == ["I", "II", "III"]
+    assert phases.t34 is None
+
+
+def test_labels_do_not_depend_on_the_scale_of_margins_or_order_parameters():
+    history, scaled = planted(), History(planted().header)
+    for one in history:
+        values = {"sigma_lambda2": 7.0 * one.values["sigma_lambda2"], "A": 100.0 * one.values["A"]}
+        scaled.append(replace(one, values=values, margins=9 * one.margins))
+    assert list(label_phases(history)) == list(label_phases(scaled))
+
+
+def test_the_test_error_is_never_looked_at():
+    history, blinded = planted(), History(planted().header)
+    for one in history:
+        blinded.append(replace(one, metrics={}))
+    assert list(label_phases(history)) == list(label_phases(blinded))
+
+
+def test_truth_of_a_test_error_that_does_not_rise():
+    history = History({"num_samples": 1000, "batch_size": 10})
+    for step in STEPS:
+        metrics = {"test_error": 0.1 + 0.8 * (step < 100), "train_error": 0.02}
+        history.append(Record(step=int(step), metrics=metrics))
+    truth = phases_from_test_error(history)
+    assert truth.verdict == "two phases"
+    assert truth[0].start == 10  # a tenth of an epoch of 100 steps
+    assert abs(np.log(truth.t12 / 100)) < 0.2
+
+
+def test_agreement_is_the_share_of_log_time():
+    def phases(*edges):
+        names = ["I", "II", "III", "IV"]
+        return Phases([Phase(n, a, b, 1.0) for n, a, b in zip(names, edges, edges[1:])], verdict="", reason="")
+
+    truth = phases(1, 10, 100, 1_000, 10_000)
+    assert phase_agreement(truth, truth) == pytest.approx(1.0)
+    assert phase_agreement(phases(0, 10, 100, 1_000, 99_999), truth) == pytest.approx(1.0)
+    assert phase_agreement(phases(1, 100, 1_000, 10_000), truth) == pytest.approx(0.25)
+    assert phase_agreement(Phases(verdict="no phase II", reason=""), truth) == 0.0
+    assert phase_agreement(truth, Phases(verdict="no phase II", reason="")) == 0.0
+
+
+def test_what_is_asked_for_must_be_there():
+    with pytest.raises(ValueError, match="must be auto"):
+        label_phases(planted(), groups="all")
+    with pytest.raises(ValueError, match="margins"):
+        label_phases(planted(margins=False), groups="blind")
+    with pytest.raises(ValueError, match="partition 'given'"):
+        label_phases(planted(), groups="given")
