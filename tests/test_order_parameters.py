@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import oracles_ensemble as oracle
@@ -536,3 +537,9 @@ def test_table_has_a_row_for_each():
 
 def test_noise_factor_of_an_infinite_population():
     assert noise_factor(4, math.inf) == noise_factor(4, 7, replacement=True) == 0.25
+
+
+def test_documented_table_is_the_registrys():
+    text = (Path(__file__).parents[1] / "docs" / "order_parameters.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- table: begin -->\n")[1].split("<!-- table: end -->")[0]
+    assert shown == table()
