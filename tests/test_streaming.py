@@ -119,7 +119,7 @@ def test_gram_matrix_in_a_file(model: nn.Module, data: TensorDataset, G: Gradien
     stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
     truth = noise_spectrum(G, method="gram")
     for source in (stream, G):
-        found = noise_spectrum(source, memory_bound=150_000, scratch=tmp_path)
+        found = noise_spectrum(source, memory_bound=150_000, block_size=4, scratch=tmp_path)
         assert found.method == "gram"
         assert "file" in found.reason
         assert found.effective_dimension == truth.effective_dimension
