@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.order_parameters import (
     REGISTRY,
@@ -28,6 +29,7 @@ from sgdkern.order_parameters import (
 )
 from sgdkern.order_parameters.confidence import population_estimates, student_quantile
 from sgdkern.statistics import statistics
+from sgdkern.streaming import StreamingGradients
 
 CLOSED = [name for name, parameter in REGISTRY.items() if not parameter.sampled]
 
@@ -388,6 +390,15 @@ def test_one_sample():
     assert "more than 1 sample" in measured.notes["A0_unbiased"]
 
 
+def test_two_samples_give_estimates_but_no_bounds():
+    measured = order_parameters(matrix([[3.0, 4.0], [3.0, 5.0]]), batch_size=1)
+    assert measured["A0_unbiased"] == pytest.approx(29)
+    assert math.isnan(measured["A0_low"])
+    assert "no bounds" in measured.notes["A0_unbiased"]
+    assert math.isnan(measured["noise_scale_unbiased"])
+    assert "too few samples" in measured.notes["noise_scale_unbiased"]
+
+
 def test_whole_batch_has_no_noise():
     measured = order_parameters(matrix(gradients(7)), batch_size=7)
     assert measured["D"] == 0
@@ -543,3 +554,35 @@ def test_documented_table_is_the_registrys():
     text = (Path(__file__).parents[1] / "docs" / "order_parameters.md").read_text(encoding="utf-8")
     shown = text.split("<!-- table: begin -->\n")[1].split("<!-- table: end -->")[0]
     assert shown == table()
+
+
+def test_a_network_streamed_or_whole_or_as_explicit_rows():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 7, generator=generator, dtype=torch.float64)
+    targets = torch.randint(3, (60,), generator=generator)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(7, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+    loss = torch.nn.CrossEntropyLoss()
+    whole = per_sample_gradients(model, loss, inputs, targets)
+    stream = StreamingGradients(model, loss, list(zip(inputs.split(25), targets.split(25))))
+    options = {"batch_size": 10, "groups": targets, "num_minibatches": 64}
+    first = order_parameters(whole, **options)
+    second = order_parameters(GradientMatrix.from_dense(whole.dense()), **options)
+    third = order_parameters(stream, **options)
+    assert third.statistics.route == "passes"
+    for name, value in first.as_dict().items():
+        assert second[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+        if not math.isnan(third[name]):
+            assert third[name] == pytest.approx(value, rel=1e-9), name
+    torch.testing.assert_close(first.cosines, third.cosines)
+
+
+@pytest.mark.gpu
+def test_the_same_on_the_gpu():
+    G = torch.as_tensor(gradients(50))
+    groups = torch.arange(50) % 2
+    for route in ("gram", "passes"):
+        here, there = GradientMatrix.from_dense(G), GradientMatrix.from_dense(G.cuda())
+        first = order_parameters(here, batch_size=5, statistics=statistics(here, groups=groups, route=route))
+        second = order_parameters(there, batch_size=5, statistics=statistics(there, groups=groups, route=route))
+        assert second.as_dict() == pytest.approx(first.as_dict(), rel=1e-9, nan_ok=True)

@@ -68,20 +68,23 @@ def population_estimates(
     num_samples = statistics.num_samples
     shrink = sqrt(1 - num_samples / population_size)
     quantile = student_quantile((1 + confidence) / 2, num_samples - 1)
-    floor = _interval(moments.directed_activity, shrink, quantile)
-    # Below the floor: zero is not excluded, or the mean is not more than what rounding leaves.
-    is_signal = floor.low > 0 and floor.value > statistics.resolution
-    if num_samples == population_size:
-        is_signal = statistics.directed_activity > statistics.resolution
+    no_signal = _why_no_signal(_interval(moments.directed_activity, shrink, quantile), statistics.resolution)
     return {
-        name: _judge(parameter, parameter.formula(moments), shrink, quantile, statistics, is_signal)
+        name: _judge(parameter, parameter.formula(moments), shrink, quantile, statistics, no_signal)
         for name, parameter in REGISTRY.items()
         if not parameter.sampled
     }
 
 
+def _why_no_signal(activity: Estimate, resolution: float) -> str:
+    """Why nothing can be divided by A0; empty where it can."""
+    if isnan(activity.low):
+        return "too few samples to tell A0 from noise"
+    return "" if activity.low > 0 and activity.value > resolution else "A0 is below the noise floor"
+
+
 def _judge(
-    parameter: OrderParameter, values: Tensor, shrink: float, quantile: float, statistics: Statistics, is_signal: bool
+    parameter: OrderParameter, values: Tensor, shrink: float, quantile: float, statistics: Statistics, no_signal: str
 ) -> Estimate:
     """The estimate, or the reason why there is none."""
     num_samples = statistics.num_samples
@@ -94,8 +97,8 @@ def _judge(
             else "needs the Gram matrix: statistics(source, route='gram')"
         )
         return Estimate(nan, nan, nan, nan, reason)
-    if parameter.signal and not is_signal:
-        return Estimate(nan, nan, low if parameter.reciprocal else nan, inf, "A0 is below the noise floor")
+    if parameter.signal and no_signal:
+        return Estimate(nan, nan, low if parameter.reciprocal else nan, inf, no_signal)
     if estimate.value < 0:
         return Estimate(nan, estimate.standard_error, 0.0, max(high, 0.0), "below the noise floor: the estimate is < 0")
     reason = ""
