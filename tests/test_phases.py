@@ -9,6 +9,7 @@ import pytest
 from sgdkern.history import GroupRecord, History, Record
 from sgdkern.learning_order import LearningOrder, running_median
 from sgdkern.levels import alternating_levels
+from sgdkern.phase_detector import PhaseDetector
 from sgdkern.phase_truth import phase_agreement, phases_from_test_error
 from sgdkern.phases import Phase, Phases, label_phases
 
@@ -236,6 +237,48 @@ def test_the_test_error_is_never_looked_at():
     for one in history:
         blinded.append(replace(one, metrics={}))
     assert list(label_phases(history)) == list(label_phases(blinded))
+
+
+def watched(history):
+    detector = PhaseDetector(history.header)
+    events = [event for event in map(detector.update, history) if event is not None]
+    return detector, events
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_the_detector_announces_each_phase_once_and_soon(rate):
+    history = planted(rate=rate)
+    detector, events = watched(history)
+    assert [event.name for event in events] == ["II", "III", "IV"]
+    assert detector.phase == "IV"
+    for event, planted_at in zip(events, (200, 2_000, 9_000)):
+        assert event.step <= event.seen_at
+        assert abs(np.log(event.step / planted_at)) < 0.4
+        assert event.seen_at < 3 * planted_at
+        assert event.advice
+
+
+def test_without_margins_the_detector_announces_the_end_of_phase_ii():
+    _, events = watched(planted(margins=False))
+    assert [event.name for event in events] == ["III", "IV"]
+    assert abs(np.log(events[0].step / 2_000)) < 0.4
+
+
+def test_the_detector_does_not_look_ahead():
+    history = planted()
+    _, events = watched(history)
+    for event in events:
+        cut = planted(last=event.seen_at)
+        assert watched(cut)[1][-1] == event
+
+
+def test_the_detector_announces_no_memorising_on_clean_data():
+    _, events = watched(planted(rate=0.0, hard=0.05))
+    assert [event.name for event in events] == ["exploration"]
+
+
+def test_the_detector_announces_nothing_where_there_is_no_phase_ii():
+    assert watched(planted(rate=0.9, generalises=False))[1] == []
 
 
 def test_truth_of_a_test_error_that_does_not_rise():
