@@ -1,0 +1,51 @@
+"""The report of a run: figures and one self-contained HTML page, from the files of the run folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["write_report"]
+
+
+def write_report(run_folder: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Write `figures/*.png` and `report.html` into a run folder.
+
+    What the folder lacks is left out of the report, which says so.
+
+    Args:
+        run_folder: A folder written by `sgdkern run`; only history.jsonl is needed.
+        progress: Called with the number of steps done and their total.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        FileNotFoundError: The folder holds no history.jsonl.
+        ImportError: matplotlib or jinja2 is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "write_report: needs matplotlib and jinja2. Install them: pip install 'sgdkern[report]'"
+        ) from error
+    from sgdkern.report import style
+    from sgdkern.report.figures import draw
+    from sgdkern.report.html import page
+    from sgdkern.report.run_folder import RunFolder
+
+    run = RunFolder.read(run_folder)
+    panels = draw(run, progress)
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    with style.applied():
+        for panel in panels:
+            panel.figure.savefig(folder / f"{panel.name}.png", dpi=150, metadata={"Software": None})
+        text = page(run, panels)
+    target = run.path / "report.html"
+    temporary = target.with_name("report.html.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(target)
+    return target
