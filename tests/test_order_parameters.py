@@ -586,3 +586,41 @@ def test_the_same_on_the_gpu():
         first = order_parameters(here, batch_size=5, statistics=statistics(here, groups=groups, route=route))
         second = order_parameters(there, batch_size=5, statistics=statistics(there, groups=groups, route=route))
         assert second.as_dict() == pytest.approx(first.as_dict(), rel=1e-9, nan_ok=True)
+
+
+def test_bounds_of_a_probe_cover_the_training_set_on_real_data():
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    inputs, targets = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    generator = torch.Generator().manual_seed(0)
+    wrong = torch.rand(len(targets), generator=generator) < 0.5
+    targets = torch.where(wrong, (targets + torch.randint(1, 10, targets.shape, generator=generator)) % 10, targets)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    loss = torch.nn.CrossEntropyLoss()
+    for _ in range(8):
+        for batch in torch.randperm(len(targets), generator=generator).split(25):
+            parameters = list(model.parameters())
+            gradients_of_batch = torch.autograd.grad(loss(model(inputs[batch]), targets[batch]), parameters)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients_of_batch):
+                    parameter -= 0.1 * gradient
+    G = per_sample_gradients(model, loss, inputs, targets)
+    truth = order_parameters(G, batch_size=25, num_minibatches=0)
+    names = ("A", "A0", "D", "D_par", "noise_scale", "sigma_lambda2")
+    hits, plain = dict.fromkeys(names, 0), []
+    for _ in range(100):
+        probe = G.select(torch.randperm(len(targets), generator=generator)[:400])
+        measured = order_parameters(probe, batch_size=25, num_minibatches=0, population_size=len(targets))
+        plain.append(measured["A0"])
+        for name in names:
+            low, high = measured[f"{name}_low"], measured[f"{name}_high"]
+            hits[name] += not (truth[name] < low or truth[name] > high)
+    # The jackknife is asymptotic and gradients have heavy tails: .9 is asked of bounds that say .95, less 4 deviations.
+    assert min(hits.values()) >= 100 * 0.9 - 4 * math.sqrt(100 * 0.9 * 0.1), hits
+    # A probe's own value is biased by tr Σ (1/400 − 1/N), exactly.
+    bias = truth.statistics.trace * (1 / 400 - 1 / len(targets)) * len(targets) / (len(targets) - 1)
+    error = np.std(plain) / math.sqrt(len(plain))
+    assert np.mean(plain) == pytest.approx(truth["A0"] + bias, abs=5 * error)
+    assert bias > 5 * error
