@@ -6,7 +6,7 @@ trustworthy for a model never seen before is in `sgdkern.study`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from sgdkern.factors import Explicit
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss, unreduced
 from sgdkern.preserve import preserve
-from sgdkern.problem import Batch, Problem, count_samples, part_of, slices_of
+from sgdkern.problem import Batch, Problem, count_samples, forward, part_of, slices_of
 from sgdkern.recorded_pass import check_gradients, entries, gradients, recorded
 from sgdkern.recorder import Site
 from sgdkern.study import Plan, plan_for
@@ -79,7 +79,7 @@ def per_sample_gradients(
         torch.Size([67])
     """
     model = unwrapped(model)
-    tracked = _tracked(model, params)
+    tracked = tracked_parameters(model, params)
     if batch_loss is not None:
         run: Callable[[nn.Module, Batch], tuple[Tensor, Any]] = lambda module, part: (batch_loss(module, part), None)  # noqa: E731
     elif loss_fn is not None:
@@ -118,7 +118,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _tracked(model: nn.Module, params: Params) -> dict[str, nn.Parameter]:
+def tracked_parameters(model: nn.Module, params: Params) -> dict[str, nn.Parameter]:
     """Parameters of interest, in named_parameters order."""
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if params is None:
@@ -150,12 +150,7 @@ def _tracked(model: nn.Module, params: Params) -> dict[str, nn.Parameter]:
 
 def _forward(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> tuple[Tensor, Any]:
     """Losses and outputs of the ordinary form."""
-    if isinstance(inputs, Mapping):
-        outputs = model(**inputs)
-    elif isinstance(inputs, tuple):
-        outputs = model(*inputs)
-    else:
-        outputs = model(inputs)
+    outputs = forward(model, inputs)
     return loss(outputs, targets), outputs
 
 

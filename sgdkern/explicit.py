@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from sgdkern.problem import Batch, Problem, taken
+from sgdkern.problem import Batch, Problem, dense_gradient, taken
 
 METHODS = ("vmap", "loop")
 
@@ -93,8 +93,7 @@ def _by_loop(problem: Problem, tracked: Mapping[str, nn.Parameter]) -> dict[str,
         losses, _ = problem.losses(problem.model, taken(problem.batch, torch.tensor([sample])))
         grads = torch.autograd.grad(losses.sum(), list(tracked.values()), allow_unused=True)
         for (name, parameter), grad in zip(tracked.items(), grads, strict=True):
-            flat = torch.zeros_like(parameter) if grad is None else grad.to_dense() if grad.is_sparse else grad
-            rows[name].append(_at_least_single(flat.detach().flatten()))
+            rows[name].append(_at_least_single(dense_gradient(grad, parameter)))
     return {name: torch.stack(row) for name, row in rows.items()}
 
 

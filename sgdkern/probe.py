@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sgdkern.blind_groups import presumed_wrong
 from sgdkern.capture import per_sample_gradients
+from sgdkern.classification import margins_and_predictions
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.history import History, HistoryWriter
 from sgdkern.non_finite import non_finite
@@ -218,7 +219,7 @@ class Probe:
             statistics=found,
         )
         partitions = self._partitions()
-        margins, predictions = _classification(gradients.outputs, self._targets)
+        margins, predictions = margins_and_predictions(gradients.outputs, self._targets)
         return Record(
             step=step,
             epoch=None if self._steps_per_epoch is None else step / self._steps_per_epoch,
@@ -303,25 +304,3 @@ def _first_axis(inputs: Any) -> int:
         return int(inputs.shape[0])
     members = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
     return _first_axis(members[0])
-
-
-def _classification(outputs: Any, targets: Any) -> tuple[np.ndarray[Any, Any] | None, np.ndarray[Any, Any] | None]:
-    """Margins (logit of the label minus the largest other) and predictions, where the model is a classifier."""
-    is_classifier = (
-        isinstance(outputs, Tensor)
-        and isinstance(targets, Tensor)
-        and outputs.ndim == 2
-        and outputs.shape[1] >= 2
-        and targets.shape == outputs.shape[:1]
-        and not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    )
-    if not is_classifier:
-        return None, None
-    logits, labels = outputs.detach().cpu().double(), targets.cpu().long()
-    if bool(((labels < 0) | (labels >= logits.shape[1])).any()):
-        return None, None
-    own = logits.gather(1, labels[:, None])[:, 0]
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    predictions = logits.argmax(1).numpy()
-    smallest = np.int16 if logits.shape[1] <= np.iinfo(np.int16).max else np.int64
-    return (own - others).numpy().astype(np.float32), predictions.astype(smallest)

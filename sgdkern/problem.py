@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Batch = Any
@@ -95,3 +96,17 @@ def slices_of(tracked: Mapping[str, Tensor]) -> dict[str, slice]:
         slices[name] = slice(start, start + parameter.numel())
         start += parameter.numel()
     return slices
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """Call a model: a tuple is its positional arguments, a mapping its keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def dense_gradient(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """What autograd gave for a parameter as a flat dense tensor, zeros where it gave nothing."""
+    if gradient is None:
+        return torch.zeros_like(parameter).flatten()
+    return (gradient.to_dense() if gradient.is_sparse else gradient).detach().flatten()

@@ -21,7 +21,7 @@ from sgdkern.columns import Entry
 from sgdkern.explicit import METHODS, explicit_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.layers import Layout, Unsupported
-from sgdkern.problem import Problem, part_of, slices_of
+from sgdkern.problem import Problem, dense_gradient, part_of, slices_of
 from sgdkern.recorded_pass import Pass, Place, entries, gradients, recorded, uses
 from sgdkern.recorder import Recorder, Site
 
@@ -99,44 +99,70 @@ def _refuse_batch_dependence(among_all: Tensor, among_few: Tensor) -> None:
         )
 
 
-def _study(problem: Problem, seen: Pass) -> Plan:
-    """Find each site's layout on a few samples, and compare factors with autograd for every parameter."""
+@dataclass(frozen=True)
+class Findings:
+    """What one pass tells: layouts, parameters that no factors explain, and the sums that explicit rows must give."""
+
+    layouts: tuple[Place, ...]
+    unexplained: Mapping[str, str]
+    conclusive: bool
+    weights: Tensor
+    truth: Mapping[str, Tensor]
+
+
+def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -> Findings:
+    """Find each site's layout in a pass, and compare its factors with autograd for every parameter.
+
+    Args:
+        model: the model, to name what couples the samples.
+        tracked: name → parameter of interest.
+        seen: the recorded pass; its gradients are filled in.
+
+    Returns:
+        The findings.
+
+    Raises:
+        ValueError: if samples are coupled.
+    """
     sites = seen.recorder.sites
     edges = [site.edge for site in sites]
-    weights = 2.0 ** torch.arange(problem.num_samples, dtype=seen.losses.dtype, device=seen.losses.device).remainder(8)
+    weights = 2.0 ** torch.arange(seen.num_samples, dtype=seen.losses.dtype, device=seen.losses.device).remainder(8)
     plain = gradients(seen.losses.sum(), edges)
-    weighted = gradients((weights * seen.losses).sum(), edges, list(problem.tracked.values()))
+    weighted = gradients((weights * seen.losses).sum(), edges, list(tracked.values()))
     truth = {
-        name: torch.zeros_like(parameter).flatten()
-        if grad is None
-        else (grad.to_dense() if grad.is_sparse else grad).flatten()
-        for (name, parameter), grad in zip(problem.tracked.items(), weighted[len(edges) :], strict=True)
+        name: dense_gradient(grad, parameter)
+        for (name, parameter), grad in zip(tracked.items(), weighted[len(edges) :], strict=True)
     }
-    _refuse_coupled(problem, sites, plain, weighted, weights)
+    _refuse_coupled(model, sites, plain, weighted, weights)
     layouts = [_layout(one, other, weights) for one, other in zip(plain, weighted, strict=False)]
     conclusive = all(grad is None or bool(grad.any()) for grad in plain)
-    explicit: dict[str, str] = {}
+    unexplained: dict[str, str] = {}
     for place, (site, layout, grad) in enumerate(zip(sites, layouts, plain, strict=True)):
         refusal = _refusal(site, layout, grad, seen.recorder)
         if refusal is not None:
-            explicit.update(dict.fromkeys(site.parameters, f"{site.layer.name}: {refusal}"))
+            unexplained.update(dict.fromkeys(site.parameters, f"{site.layer.name}: {refusal}"))
             layouts[place] = None
     seen.grads = plain
-    placed = entries(seen, layouts, explicit)
-    for name, reason in _disagreeing(problem, placed, weights, truth, seen.recorder.unruled).items():
-        explicit.setdefault(name, reason)
-    if not explicit:
-        return Plan(tuple(layouts), {}, conclusive=conclusive)
-    explicit = {name: explicit[name] for name in problem.tracked if name in explicit}
-    method = _explicit_method(problem, list(explicit), weights, truth)
-    listed = ", ".join(f"{name} ({reason})" for name, reason in list(explicit.items())[:8])
+    placed = entries(seen, layouts, unexplained)
+    for name, reason in _disagreeing(tracked, placed, weights, truth, seen.recorder.unruled).items():
+        unexplained.setdefault(name, reason)
+    in_order = {name: unexplained[name] for name in tracked if name in unexplained}
+    return Findings(tuple(layouts), in_order, conclusive, weights, truth)
+
+
+def _study(problem: Problem, seen: Pass) -> Plan:
+    """The plan from a pass over a few samples, explicit routes tried out on the same samples."""
+    found = examine(problem.model, problem.tracked, seen)
+    if not found.unexplained:
+        return Plan(found.layouts, {}, conclusive=found.conclusive)
+    method = _explicit_method(problem, list(found.unexplained), found.weights, found.truth)
+    listed = ", ".join(f"{name} ({reason})" for name, reason in list(found.unexplained.items())[:8])
     warnings.warn(
-        f"per_sample_gradients: explicit per-sample gradients for {len(explicit)} parameters without a fast route: "
-        f"{listed}. "
-        "The result is exact; it takes more time and memory.",
+        f"per_sample_gradients: explicit per-sample gradients for {len(found.unexplained)} parameters without a fast "
+        f"route: {listed}. The result is exact; it takes more time and memory.",
         stacklevel=7,
     )
-    return Plan(tuple(layouts), explicit, method, conclusive)
+    return Plan(found.layouts, found.unexplained, method, found.conclusive)
 
 
 def _refusal(site: Site, layout: Place, grad: Tensor | None, recorder: Recorder) -> str | None:
@@ -180,7 +206,7 @@ def _layout(plain: Tensor | None, weighted: Tensor | None, weights: Tensor) -> P
 
 
 def _refuse_coupled(
-    problem: Problem,
+    model: nn.Module,
     sites: Sequence[Site],
     plain: Sequence[Tensor | None],
     weighted: Sequence[Tensor | None],
@@ -190,7 +216,7 @@ def _refuse_coupled(
     for site, one, other in zip(sites, plain, weighted, strict=False):
         if one is None or other is None or _elementwise_mixture(one, other, weights) is False:
             continue
-        names = [name for name, module in problem.model.named_modules() if _uses_batch_statistics(module)]
+        names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
         blame = f"modules that use batch statistics: {names}" if names else f"seen at {sorted(site.parameters)[:3]}"
         raise ValueError(
             f"per_sample_gradients: samples must not be coupled, but a sample's loss depends on other samples "
@@ -216,13 +242,17 @@ def _uses_batch_statistics(module: nn.Module) -> bool:
 
 
 def _disagreeing(
-    problem: Problem, placed: Sequence[Entry], weights: Tensor, truth: Mapping[str, Tensor], unruled: Mapping[str, str]
+    tracked: Mapping[str, nn.Parameter],
+    placed: Sequence[Entry],
+    weights: Tensor,
+    truth: Mapping[str, Tensor],
+    unruled: Mapping[str, str],
 ) -> dict[str, str]:
     """Parameters whose weighted gradient from factors is not autograd's, with the reason as far as it is known."""
-    slices = slices_of(problem.tracked)
+    slices = slices_of(tracked)
     found = GradientMatrix(tuple(placed), slices, weights).rmatvec(weights)
     reasons = {}
-    for name, parameter in problem.tracked.items():
+    for name, parameter in tracked.items():
         if not _agrees(found[slices[name]], truth[name], parameter.dtype):
             reasons[name] = f"used in {unruled[name]}" if name in unruled else "used where no rule sees it"
     return reasons
