@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sgdkern.capture import Params, per_sample_gradients, tracked_parameters, unwrapped
 from sgdkern.losses import unreduced
 from sgdkern.preserve import preserve
-from sgdkern.problem import count_samples, forward, slices_of, taken
+from sgdkern.problem import count_samples, dense_gradient, forward, slices_of, taken
 
 # How much worse than plain autograd in the same dtype a route may be, both against float64: it sums in another order.
 MARGIN = 10.0
@@ -197,10 +197,7 @@ def _loop(
             wanted = [parameters[name] for name in names]
             grads = torch.autograd.grad(loss(outputs, taken(targets, one)).sum(), wanted, allow_unused=True)
             for name, grad in zip(names, grads, strict=True):
-                flat = (
-                    torch.zeros_like(parameters[name]) if grad is None else grad.to_dense() if grad.is_sparse else grad
-                )
-                rows[name].append(flat.detach().flatten())
+                rows[name].append(dense_gradient(grad, parameters[name]))
     return {name: torch.stack(row) for name, row in rows.items()}
 
 
