@@ -1,6 +1,6 @@
 """Statistics: all that an order parameter may read of the gradient matrix G, as a few small float64 arrays.
 
-Two routes lead to the same numbers. *gram* sums the N × N matrix K = G Gᵀ where that is already there or cheap;
+Two routes lead to the same numbers. *gram* sums the N × N matrix K = G Gᵀ where that is cheap;
 *passes* needs only per-sample norms, one Gᵀ w and one G v, O(N P) work, and never forms K. What only K can give
 (`Statistics.pairs`, for unbiased estimates of σ_λ²) is None on the second route.
 """
@@ -140,8 +140,8 @@ def statistics(
         groups: A partition of the samples: integers [N] (a group's name is the text of its integer) or {name: boolean
             mask [N]}. Every sample belongs to exactly one group: the identities that tie the groups to the whole hold
             for nothing else.
-        route: "gram" sums over K; "passes" needs O(N P) work and no K (two passes); "auto" takes K where it is cached
-            already or N is at most 2048.
+        route: "gram" sums over K; "passes" needs O(N P) work and no K; "auto" takes K for N up to 2048. Where K is in
+            use anyway, as for a spectrum, "gram" costs little at any N.
 
     Returns:
         The statistics, float64 on the CPU.
@@ -160,7 +160,8 @@ def statistics(
     if source.num_samples < 1:
         raise ValueError("statistics: the source must hold at least one sample, got 0. Is the data set empty?")
     if route == "auto":
-        route = "gram" if _gram_is_affordable(source) else "passes"
+        affordable = isinstance(source, GramSource) and source.num_samples <= _LARGEST_GRAM
+        route = "gram" if affordable else "passes"
     if route == "passes":
         return _by_passes(source, groups)
     if not isinstance(source, GramSource):
@@ -226,13 +227,6 @@ def _gram_of_sums(source: GradientSource, weights: Tensor) -> Tensor:
         part = rows.double().permute(1, 2, 0)
         result += (part @ part.mT).cpu()
     return result
-
-
-def _gram_is_affordable(source: GradientSource) -> bool:
-    """Whether K is there already or N is small enough for it."""
-    if not isinstance(source, GramSource):
-        return False
-    return bool(getattr(source, "has_gram", False)) or source.num_samples <= _LARGEST_GRAM
 
 
 def _by_gram(source: Any, groups: Groups | None) -> Statistics:

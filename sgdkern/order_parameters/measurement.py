@@ -96,7 +96,7 @@ def order_parameters(
             infinite where they are i.i.d. Where the samples *are* the training set, pass N: the estimates are then the
             values.
         confidence: Coverage of the bounds.
-        statistics: Those of the same samples, where they are known already.
+        statistics: Those of the same samples, where they are known already; their groups serve where `groups` is None.
 
     Returns:
         The order parameters.
