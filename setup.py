@@ -16,7 +16,7 @@ from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 from torch.utils import cpp_extension  # noqa: E402
 
 STABLE = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
-CXX = [*STABLE, "-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+CXX = [*STABLE, "-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wno-psabi"]
 os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 
 

@@ -10,7 +10,8 @@
 //          A A^T of a tile goes to a buffer; D D^T is multiplied with it while still in registers.
 // Numerics sums run over features in order within blocks of kBlockFeatures, then over blocks, then over layers: for a
 //          given instruction set a result depends neither on the number of threads nor on the run. float32 and float64
-//          accumulate in their own type, bfloat16 and float16 are widened to float32 when packed.
+//          accumulate in their own type, bfloat16 and float16 are widened to float32 when packed. Blocks of 384 are
+//          3 % faster on wide layers, but their longer sums lose up to four times what torch.mm loses; 192 loses less.
 // Tried and dropped: see docs/decisions/0003-own-gram-kernel.md.
 //
 // This half is plain C++ on raw pointers, without torch: tests, sanitizers and benchmarks call each instruction set.
@@ -30,7 +31,7 @@
 namespace sgdkern {
 
 constexpr int kTileSamples = 192;      // divisible by twice every panel
-constexpr int kBlockFeatures = 384;    // 48 KiB of a float32 panel at AVX-512: measured best of 128 ... 512
+constexpr int kBlockFeatures = 192;    // 24 KiB of a float32 panel at AVX-512; see Numerics
 constexpr int kPrefetchFeatures = 64;  // packing reads many rows at once, too many for the hardware's prefetcher
 
 struct BFloat16 {
@@ -67,10 +68,18 @@ struct Layer {
 
 template <class T>
 struct PackedLayer {
-  const T* inputs;        // [N / kPanel, I, kPanel]
-  const T* output_grads;  // [N / kPanel, O, kPanel]
+  T* inputs;        // [N / kPanel, I, kPanel]
+  T* output_grads;  // [N / kPanel, O, kPanel]
   int64_t in_features, out_features;
   bool constant_column;
+};
+
+// A thread's tiles.
+template <class T>
+struct Sums {
+  alignas(64) T first[kTileSamples * kTileSamples];   // A A^T of a layer
+  alignas(64) T second[kTileSamples * kTileSamples];  // D D^T, while its features come in more than one block
+  alignas(64) T total[kTileSamples * kTileSamples];   // K
 };
 
 // What an instruction set offers.
@@ -79,7 +88,7 @@ struct Kernels {
   int64_t panel;
   void (*pack)(const Source* rows, int64_t stride, int64_t samples, int64_t features, T* packed);
   void (*gram_tile)(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile, int64_t row0,
-                    int64_t column0, T* workspace, T* gram);
+                    int64_t column0, Sums<T>& sums, T* gram);
 };
 
 namespace baseline {  // SSE2 on x86-64, NEON on aarch64: what every such processor has
@@ -139,20 +148,58 @@ const Kernels<T, Source>& kernels_for(InstructionSet set) {
   return baseline::kKernels<T, Source>;
 }
 
-struct AlignedDelete {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+// Cache-line aligned memory of one call.
+class Workspace {
+ public:
+  // Null when there is no memory.
+  static std::unique_ptr<Workspace> make(int64_t bytes) {
+    std::unique_ptr<Workspace> workspace(spare_.exchange(nullptr));
+    if (!workspace || workspace->bytes_ < bytes) workspace.reset(new Workspace(bytes));
+    if (!workspace->memory_) workspace.reset();
+    return workspace;
+  }
+
+  // A page fault every 4 KiB of fresh memory costs a tenth of the time on wide layers: keep what is not too large.
+  static void keep(std::unique_ptr<Workspace> workspace) {
+    if (workspace && workspace->bytes_ <= kSpareBytes) delete spare_.exchange(workspace.release());
+  }
+
+  ~Workspace() { ::operator delete(memory_, std::align_val_t{kAlignment}); }
+
+  char* memory() const { return static_cast<char*>(memory_); }
+
+  static constexpr int64_t kAlignment = 64;
+
+ private:
+  explicit Workspace(int64_t bytes)
+      : bytes_(bytes), memory_(::operator new(bytes, std::align_val_t{kAlignment}, std::nothrow)) {}
+
+  static constexpr int64_t kSpareBytes = 64 << 20;
+  static inline std::atomic<Workspace*> spare_{nullptr};
+  int64_t bytes_;
+  void* memory_;
 };
 
-template <class T>
-using Buffer = std::unique_ptr<T[], AlignedDelete>;
+// Lays out arrays one behind the other; `bytes` is -1 once they cannot be counted in 64 bits.
+class Layout {
+ public:
+  // The place of an array [rows, columns] of elements of `size` bytes.
+  int64_t place(int64_t rows, int64_t columns, int64_t size) {
+    const int64_t at = bytes_;
+    int64_t count = 0;  // an expanded tensor can have more elements than memory has bytes
+    if (at < 0 || __builtin_mul_overflow(rows, columns, &count) || __builtin_mul_overflow(count, size, &count) ||
+        __builtin_add_overflow(count, at + Workspace::kAlignment, &count)) {
+      return bytes_ = -1;
+    }
+    bytes_ = count / Workspace::kAlignment * Workspace::kAlignment;
+    return at;
+  }
 
-// rows * columns elements, uninitialised and aligned to a cache line; null when there is no memory.
-template <class T>
-Buffer<T> make_buffer(int64_t rows, int64_t columns) {
-  int64_t bytes = 0;  // an expanded tensor can have more elements than memory has bytes
-  if (__builtin_mul_overflow(rows, columns, &bytes) || __builtin_mul_overflow(bytes, sizeof(T), &bytes)) return nullptr;
-  return Buffer<T>(static_cast<T*>(::operator new(bytes, std::align_val_t{64}, std::nothrow)));
-}
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
 
 // gram [N, N], from layers of N samples. `parallel(count, body)` calls body(begin, end) on parts of [0, count), on as
 // many threads as it likes. Returns false, with nothing written, when there is no memory for the packed factors.
@@ -161,14 +208,20 @@ bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, Instruc
           T* result) {
   const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
   const int64_t num_panels = (num_samples + kernels.panel - 1) / kernels.panel;
-  std::vector<Buffer<T>> buffers;
-  std::vector<PackedLayer<T>> packed;
+  const int64_t padded = num_panels * kernels.panel;
+  Layout layout;
+  std::vector<std::array<int64_t, 2>> places;
   for (const Layer<Source>& layer : layers) {
-    buffers.push_back(make_buffer<T>(num_panels * kernels.panel, layer.in_features));
-    buffers.push_back(make_buffer<T>(num_panels * kernels.panel, layer.out_features));
-    if (!buffers.end()[-2] || !buffers.back()) return false;
-    packed.push_back({buffers.end()[-2].get(), buffers.back().get(), layer.in_features, layer.out_features,
-                      layer.constant_column});
+    places.push_back({layout.place(padded, layer.in_features, sizeof(T)),
+                      layout.place(padded, layer.out_features, sizeof(T))});
+  }
+  std::unique_ptr<Workspace> workspace = layout.bytes() < 0 ? nullptr : Workspace::make(layout.bytes());
+  if (!workspace) return false;
+  std::vector<PackedLayer<T>> packed;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    packed.push_back({reinterpret_cast<T*>(workspace->memory() + places[l][0]),
+                      reinterpret_cast<T*>(workspace->memory() + places[l][1]), layers[l].in_features,
+                      layers[l].out_features, layers[l].constant_column});
   }
   parallel(num_panels, [&](int64_t begin, int64_t end) {
     for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -177,14 +230,14 @@ bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, Instruc
         const int64_t first = panel * kernels.panel;
         const int64_t samples = std::min(kernels.panel, num_samples - first);
         kernels.pack(layer.inputs + first * layer.inputs_stride, layer.inputs_stride, samples, layer.in_features,
-                     buffers[2 * l].get() + first * layer.in_features);
+                     packed[l].inputs + first * layer.in_features);
         kernels.pack(layer.output_grads + first * layer.output_grads_stride, layer.output_grads_stride, samples,
-                     layer.out_features, buffers[2 * l + 1].get() + first * layer.out_features);
+                     layer.out_features, packed[l].output_grads + first * layer.out_features);
       }
     }
   });
   // Few samples: smaller tiles, so that every thread has some. The sums are the same.
-  const int64_t tile = num_samples < 4 * kTileSamples ? kTileSamples / 2 : kTileSamples;
+  const int64_t tile = num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples;
   const int64_t side = (num_samples + tile - 1) / tile;
   std::vector<std::array<int64_t, 2>> tiles;
   for (int64_t i = side; i-- > 0;) {
@@ -192,13 +245,14 @@ bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, Instruc
   }
   std::atomic<std::size_t> next{0};
   parallel(static_cast<int64_t>(tiles.size()), [&](int64_t, int64_t) {  // each thread takes the next tile, not a share
-    const Buffer<T> workspace = make_buffer<T>(3 * kTileSamples, kTileSamples);
-    for (std::size_t at; workspace && (at = next++) < tiles.size();) {
+    const std::unique_ptr<Sums<T>> sums(new (std::nothrow) Sums<T>);
+    for (std::size_t at; sums && (at = next++) < tiles.size();) {
       kernels.gram_tile(packed.data(), static_cast<int64_t>(packed.size()), num_samples, tile, tiles[at][0],
-                        tiles[at][1], workspace.get(), result);
+                        tiles[at][1], *sums, result);
     }
   });
-  return next >= tiles.size();  // else no thread had a workspace
+  Workspace::keep(std::move(workspace));
+  return next >= tiles.size();  // else no thread had memory for its sums
 }
 
 }  // namespace sgdkern

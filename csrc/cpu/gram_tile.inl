@@ -70,10 +70,8 @@ SGDKERN_TARGET void pack(const Source* rows, int64_t stride, int64_t samples, in
 // Where the sums of a register block go.
 template <class T>
 struct Sink {
-  T* first;    // [kTileSamples, kTileSamples] the tile of A A^T
-  T* second;   // the same of D D^T, while its features come in more than one block
-  T* total;    // the same of K
-  T constant;  // 1 where the layer has a constant column: it adds 1 to all of A A^T
+  T *first, *second, *total;  // of Sums
+  T constant;                 // 1 where the layer has a constant column: it adds 1 to all of A A^T
   bool into_first, begins, ends, first_layer;
 };
 
@@ -139,14 +137,13 @@ SGDKERN_INLINE void product(const T* left, const T* right, int64_t features, int
 // The tile of K with its first row and column at (row0, column0), and its mirror image.
 template <class T>
 SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile,
-                              int64_t row0, int64_t column0, T* workspace, T* gram) {
+                              int64_t row0, int64_t column0, Sums<T>& sums, T* gram) {
   using S = Shape<T>;
   const bool diagonal = row0 == column0;
   const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
   const int64_t row_panels = (rows + S::kPanel - 1) / S::kPanel;
   const int64_t column_panels = (columns + S::kPanel - 1) / S::kPanel;
-  constexpr int64_t kArea = int64_t{kTileSamples} * kTileSamples;
-  Sink<T> sink{workspace, workspace + kArea, workspace + 2 * kArea, T{0}, false, false, false, true};
+  Sink<T> sink{sums.first, sums.second, sums.total, T{0}, false, false, false, true};
   for (const PackedLayer<T>* layer = layers; layer != layers + num_layers; ++layer) {
     const int64_t in = layer->in_features, out = layer->out_features;
     sink.constant = layer->constant_column ? T{1} : T{0};

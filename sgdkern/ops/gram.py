@@ -63,7 +63,7 @@ def _sample_inputs(dtype: torch.dtype, device: torch.device) -> Iterator[Argumen
     yield [normal(40, 6)[::2, ::3]], [normal(1, 3).expand(20, 3)], [False]
 
 
-@op(check=_check, sample_inputs=_sample_inputs, cost=_cost)
+@op(dtypes=DTYPES, check=_check, sample_inputs=_sample_inputs, cost=_cost)
 def gram(inputs: Sequence[Tensor], output_grads: Sequence[Tensor], constant_columns: Sequence[bool]) -> Tensor:
     """Inner products of all pairs of per-sample gradients, summed over layers.
 

@@ -67,6 +67,7 @@ class Op(Generic[P]):
         name: Its name, in Python, in the dispatcher and in `csrc/`.
         schema: Its dispatcher schema, inferred from the reference's signature.
         reference: The definition in plain PyTorch.
+        dtypes: The element types that its tensors may have.
         check: Raises what a user can get wrong, before dispatch.
         sample_inputs: The arguments of every test and benchmark.
         cost: From arguments to what the operation cannot avoid.
@@ -75,6 +76,7 @@ class Op(Generic[P]):
     def __init__(
         self,
         reference: Callable[P, Tensor],
+        dtypes: tuple[torch.dtype, ...],
         check: Callable[P, None],
         sample_inputs: SampleInputs,
         cost: Callable[P, Cost],
@@ -82,6 +84,7 @@ class Op(Generic[P]):
         self.name = reference.__name__
         self.schema: str = torch.library.infer_schema(reference, mutates_args=())
         self.reference = reference
+        self.dtypes = dtypes
         self.check = check
         self.sample_inputs = sample_inputs
         self.cost = cost
@@ -97,7 +100,7 @@ class Op(Generic[P]):
         return result
 
     def is_compiled(self, device_type: str) -> bool:
-        """Whether a compiled twin serves tensors on "cpu" or "cuda"."""
+        """Tell whether a compiled twin serves tensors on "cpu" or "cuda"."""
         return torch._C._dispatch_has_kernel_for_dispatch_key(f"sgdkern::{self.name}", device_type.upper())
 
 
@@ -105,11 +108,16 @@ OPS: dict[str, Op[Any]] = {}
 
 
 def op(
-    *, check: Callable[P, None], sample_inputs: SampleInputs, cost: Callable[P, Cost]
+    *,
+    dtypes: tuple[torch.dtype, ...],
+    check: Callable[P, None],
+    sample_inputs: SampleInputs,
+    cost: Callable[P, Cost],
 ) -> Callable[[Callable[P, Tensor]], Op[P]]:
     """Register a reference as an operation; without samples and a cost it is a TypeError by signature.
 
     Args:
+        dtypes: The element types that its tensors may have.
         check: Raises ValueError or TypeError for arguments that a user can get wrong.
         sample_inputs: Yields argument tuples for a dtype and a device.
         cost: Useful flops and bytes of a call.
@@ -119,7 +127,7 @@ def op(
     """
 
     def register(reference: Callable[P, Tensor]) -> Op[P]:
-        OPS[reference.__name__] = Op(reference, check, sample_inputs, cost)
+        OPS[reference.__name__] = Op(reference, dtypes, check, sample_inputs, cost)
         return OPS[reference.__name__]
 
     return register

@@ -1,0 +1,67 @@
+// Development only, not shipped: the raw CPU kernels by instruction set, on NumPy arrays.
+
+#include "../cpu/gram.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <thread>
+
+namespace py = pybind11;
+using sgdkern::InstructionSet;
+
+namespace {
+
+const std::vector<std::pair<std::string, InstructionSet>> kNames = {
+    {"baseline", InstructionSet::kBaseline}, {"avx2", InstructionSet::kAvx2}, {"avx512", InstructionSet::kAvx512}};
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const auto& [name, set] : kNames) {
+    if (sgdkern::is_supported(set)) names.push_back(name);
+  }
+  return names;
+}
+
+// As unfair as a thread pool can be: a thread for every unit, or fewer.
+struct Threads {
+  int64_t count;
+  template <class Body>
+  void operator()(int64_t units, const Body& body) const {
+    std::vector<std::thread> threads;
+    const int64_t share = (units + count - 1) / count;
+    for (int64_t begin = 0; begin < units; begin += share) {
+      threads.emplace_back([&body, begin, end = std::min(units, begin + share)] { body(begin, end); });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+template <class T>
+py::array_t<T> gram(const std::vector<py::array_t<T>>& inputs, const std::vector<py::array_t<T>>& output_grads,
+                    const std::vector<bool>& constant_columns, const std::string& name, int64_t num_threads) {
+  std::vector<sgdkern::Layer<T>> layers;
+  for (std::size_t l = 0; l < inputs.size(); ++l) {
+    const auto &a = inputs[l], &d = output_grads[l];
+    layers.push_back({a.data(), d.data(), a.shape(1), d.shape(1), a.strides(0) / int64_t{sizeof(T)},
+                      d.strides(0) / int64_t{sizeof(T)}, constant_columns[l]});
+  }
+  const int64_t num_samples = inputs.at(0).shape(0);
+  py::array_t<T> result({num_samples, num_samples});
+  for (const auto& [known, set] : kNames) {
+    if (known == name && !sgdkern::gram<T, T>(layers, num_samples, set, Threads{num_threads}, result.mutable_data())) {
+      throw std::bad_alloc();
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(kernels, module) {
+  module.def("instruction_sets", &instruction_sets, "Those that this processor has.");
+  module.def("gram_float32", &gram<float>);
+  module.def("gram_float64", &gram<double>);
+}

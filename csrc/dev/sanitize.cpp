@@ -1,0 +1,99 @@
+// Development only: the CPU kernels on random shapes, strides and unaligned rows, for AddressSanitizer and UBSan. Each
+// factor lies in an allocation of exactly its size, so that one element read too many is caught.
+
+#include "../cpu/gram.h"
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <thread>
+
+namespace {
+
+using sgdkern::InstructionSet;
+
+std::mt19937_64 engine(0);
+
+int64_t uniform(int64_t least, int64_t most) { return std::uniform_int_distribution<int64_t>(least, most)(engine); }
+
+template <class Source>
+Source random_value() {
+  if constexpr (std::is_floating_point_v<Source>) {
+    return std::normal_distribution<Source>()(engine);
+  } else {
+    return {static_cast<uint16_t>(engine() & 0xbbff)};  // any sign and mantissa, exponents that are neither NaN nor infinity
+  }
+}
+
+template <class Source>
+struct Factor {
+  std::vector<Source> memory;
+  int64_t features, stride;
+  Factor(int64_t num_samples, int64_t width) : features(width), stride(width + uniform(0, 3)) {
+    memory.resize(num_samples ? (num_samples - 1) * stride + width : 0);
+    for (Source& value : memory) value = random_value<Source>();
+  }
+  double product(int64_t i, int64_t j) const {
+    double sum = 0;
+    for (int64_t k = 0; k < features; ++k) {
+      sum += double(sgdkern::widen<double>(memory[i * stride + k])) * double(sgdkern::widen<double>(memory[j * stride + k]));
+    }
+    return sum;
+  }
+};
+
+const auto kThreads = [](int64_t count, const auto& body) {
+  std::thread other([&] { body(0, count / 2); });
+  body(count / 2, count);
+  other.join();
+};
+
+template <class T, class Source>
+bool check(int64_t num_samples, InstructionSet set) {
+  std::vector<Factor<Source>> inputs, output_grads;
+  std::vector<sgdkern::Layer<Source>> layers;
+  const int64_t num_layers = uniform(1, 3);
+  inputs.reserve(num_layers), output_grads.reserve(num_layers);
+  for (int64_t l = 0; l < num_layers; ++l) {
+    const Factor<Source>& a = inputs.emplace_back(num_samples, uniform(0, 1) ? uniform(0, 20) : uniform(300, 800));
+    const Factor<Source>& d = output_grads.emplace_back(num_samples, uniform(0, 40));
+    layers.push_back({a.memory.data(), d.memory.data(), a.features, d.features, a.stride, d.stride, bool(uniform(0, 1))});
+  }
+  std::vector<T> result(num_samples * num_samples);
+  if (!sgdkern::gram<T, Source>(layers, num_samples, set, kThreads, result.data())) return false;
+  for (int probe = 0; probe < 50 && num_samples; ++probe) {
+    const int64_t i = uniform(0, num_samples - 1), j = uniform(0, num_samples - 1);
+    double truth = 0, scale = 1e-30;
+    for (int64_t l = 0; l < num_layers; ++l) {
+      const double c = layers[l].constant_column;
+      truth += (inputs[l].product(i, j) + c) * output_grads[l].product(i, j);
+      scale += std::sqrt((inputs[l].product(i, i) + c) * (inputs[l].product(j, j) + c) * output_grads[l].product(i, i) *
+                         output_grads[l].product(j, j));
+    }
+    const double error = std::fabs(result[i * num_samples + j] - truth) / scale;
+    if (!(error < 1000 * double(std::numeric_limits<T>::epsilon())) ||
+        result[i * num_samples + j] != result[j * num_samples + i]) {
+      std::printf("N = %ld, (%ld, %ld): relative error %g\n", long(num_samples), long(i), long(j), error);
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+int main() {
+  int passed = 0, failed = 0;
+  for (const InstructionSet set : {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
+    if (!sgdkern::is_supported(set)) continue;
+    for (const int64_t num_samples : {0, 1, 2, 13, 31, 32, 33, 95, 97, 193, 384, 389}) {
+      for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
+                              check<float, sgdkern::BFloat16>(num_samples, set),
+                              check<float, sgdkern::Float16>(num_samples, set)}) {
+        ++(done ? passed : failed);
+      }
+    }
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}

@@ -1,0 +1,48 @@
+"""Compiles what lies in csrc/dev for the tests, once for each state of the sources."""
+
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def compile_dev(name: str, *flags: str) -> Path:
+    """Return csrc/dev/<name> compiled; the test skips where there is no compiler."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    sources = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())
+    state = hashlib.sha256(b"".join([*(path.read_bytes() for path in sources), " ".join(flags).encode()])).hexdigest()
+    target = ROOT / "build" / "dev" / state[:16] / Path(name).stem
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}")
+        source = str(ROOT / "csrc" / "dev" / name)
+        command = [compiler, "-std=c++20", "-Wno-psabi", "-pthread", *flags, source, "-o", str(partial)]
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+        partial.rename(target)
+    return target
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """Return the raw CPU kernels by instruction set, on NumPy arrays."""
+    pybind11 = pytest.importorskip("pybind11")
+    includes = ["-I" + pybind11.get_include(), "-I" + sysconfig.get_path("include")]
+    path = compile_dev("kernels.cpp", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *includes)
+    loader = importlib.machinery.ExtensionFileLoader("kernels", str(path))
+    spec = importlib.util.spec_from_loader("kernels", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
