@@ -24,6 +24,7 @@ from sgdkern.history import History
 from sgdkern.report import style, write_report
 from sgdkern.report.figures import draw
 from sgdkern.report.html import page as render
+from sgdkern.report.html import picture
 from sgdkern.report.run_folder import RunFolder
 from sgdkern.report.tables import number
 
@@ -103,13 +104,13 @@ def words(folder: Path) -> Page:
 
 
 def read(folder: Path) -> Page:
-    """The whole page, after its figures were drawn on few pixels, for speed."""
+    """The page with its first figure, after all were drawn on few pixels, for speed."""
     run = RunFolder.read(folder)
-    panels = draw(run)
     with style.applied():
+        panels = [panel for drawn in draw(run) for panel in drawn]
         for panel in panels:
             panel.figure.savefig(io.BytesIO(), dpi=20)
-    return Page(render(run, panels[:1]))
+        return Page(render(run, [picture(panel) for panel in panels[:1]]))
 
 
 def test_every_figure_is_written_and_shows_something(run: Path) -> None:

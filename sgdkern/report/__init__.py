@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sgdkern.atomic import replacing
+
 __all__ = ["write_report"]
 
 
@@ -32,20 +34,24 @@ def write_report(run_folder: str | Path, *, progress: Callable[[int, int], None]
             "write_report: needs matplotlib and jinja2. Install them: pip install 'sgdkern[report]'"
         ) from error
     from sgdkern.report import style
-    from sgdkern.report.figures import draw
-    from sgdkern.report.html import page
+    from sgdkern.report.figures import PANELS, draw
+    from sgdkern.report.html import page, picture
     from sgdkern.report.run_folder import RunFolder
 
     run = RunFolder.read(run_folder)
-    panels = draw(run, progress)
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
+    for stale in folder.glob("fig*.png"):
+        stale.unlink()
+    pictures = []
     with style.applied():
-        for panel in panels:
-            panel.figure.savefig(folder / f"{panel.name}.png", dpi=150, metadata={"Software": None})
-        text = page(run, panels)
+        for done, panels in enumerate(draw(run), start=1):
+            for panel in panels:
+                panel.figure.savefig(folder / f"{panel.name}.png", dpi=150, metadata={"Software": None})
+                pictures.append(picture(panel))
+            if progress:
+                progress(done, len(PANELS))
     target = run.path / "report.html"
-    temporary = target.with_name("report.html.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
+    with replacing(target) as file:
+        file.write(page(run, pictures).encode("utf-8"))
     return target

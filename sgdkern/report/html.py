@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -66,12 +66,12 @@ class Card:
     true: str | None
 
 
-def page(run: RunFolder, panels: Iterable[Panel]) -> str:
+def page(run: RunFolder, pictures: Sequence[Picture]) -> str:
     """Put a run on one page.
 
     Args:
         run: The run.
-        panels: Its figures.
+        pictures: Its figures.
 
     Returns:
         The HTML text; it refers to nothing outside itself.
@@ -80,7 +80,6 @@ def page(run: RunFolder, panels: Iterable[Panel]) -> str:
     environment.filters["symbols"] = symbols
     here = files("sgdkern.report")
     template = environment.from_string((here / "template.html").read_text(encoding="utf-8"))
-    pictures = [_picture(panel) for panel in panels]
     sections = [
         (title, lead, [picture for picture in pictures if picture.panel.section == name])
         for name, (title, lead) in _SECTIONS.items()
@@ -123,6 +122,25 @@ def cards(run: RunFolder) -> list[Card]:
     return [_card(run, run.issues, row, pictures) for row in found[:SHOWN_SAMPLES]]
 
 
+def picture(panel: Panel) -> Picture:
+    """Turn a panel into what the page shows; to be used inside `style.applied()`.
+
+    Args:
+        panel: The panel.
+
+    Returns:
+        Its drawings as data URIs.
+    """
+    width, height = panel.figure.get_size_inches()
+    return Picture(
+        panel=panel,
+        source=_data_uri(svg(panel.figure), "image/svg+xml"),
+        narrow_source=None if panel.narrow is None else _data_uri(svg(panel.narrow), "image/svg+xml"),
+        width=round(100 * width),
+        height=round(100 * height),
+    )
+
+
 def symbols(text: str) -> Markup:
     """Set the indices of symbols as subscripts: R_cw, σ_λ², A₀_c.
 
@@ -162,17 +180,6 @@ def svg(figure: Figure) -> bytes:
 def _title(run: RunFolder) -> str:
     dataset = (run.summary.get("dataset") or {}).get("name") or run.config.get("dataset")
     return f"Training run on {dataset}" if dataset else "Training run"
-
-
-def _picture(panel: Panel) -> Picture:
-    width, height = panel.figure.get_size_inches()
-    return Picture(
-        panel=panel,
-        source=_data_uri(svg(panel.figure), "image/svg+xml"),
-        narrow_source=None if panel.narrow is None else _data_uri(svg(panel.narrow), "image/svg+xml"),
-        width=round(100 * width),
-        height=round(100 * height),
-    )
 
 
 def _card(run: RunFolder, issues: Issues, row: int, pictures: dict[int, int]) -> Card:

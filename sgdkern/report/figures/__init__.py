@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from sgdkern.report import style
 from sgdkern.report.figures import losses, noise, order_parameters, training
 from sgdkern.report.figures.panel import Panel
 from sgdkern.report.run_folder import RunFolder
@@ -32,23 +31,15 @@ PANELS: tuple[Callable[[RunFolder], Panel | list[Panel] | None], ...] = (
 )
 
 
-def draw(run: RunFolder, progress: Callable[[int, int], None] | None = None) -> list[Panel]:
-    """Draw every figure that the run can show.
+def draw(run: RunFolder) -> Iterator[list[Panel]]:
+    """Draw every figure that the run can show; to be used inside `style.applied()`.
 
     Args:
         run: The run.
-        progress: Called with the number of figures tried and their total.
 
-    Returns:
-        The panels, in the order of the report.
+    Yields:
+        For each entry of `PANELS` the panels that it drew, in the order of the report.
     """
-    panels: list[Panel] = []
-    if not len(run.history):
-        return panels
-    with style.applied():
-        for done, panel in enumerate(PANELS, start=1):
-            found = panel(run)
-            panels += found if isinstance(found, list) else [found] if found is not None else []
-            if progress:
-                progress(done, len(PANELS))
-    return panels
+    for panel in PANELS:
+        found = panel(run) if len(run.history) else None
+        yield found if isinstance(found, list) else [] if found is None else [found]
