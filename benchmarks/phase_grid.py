@@ -28,7 +28,7 @@ from sgdkern.data import Dataset, load_data, with_label_noise
 from sgdkern.history import History, HistoryWriter
 from sgdkern.probe import Probe
 from sgdkern.schedule import log_spaced_steps
-from sgdkern.training import build_model, evaluate
+from sgdkern.training import Trainer, build_model, evaluate
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 DATA = Path(os.environ.get("SGDKERN_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
@@ -57,7 +57,7 @@ class Run:
     noise: str = "symmetric"
     rate: float = 0.5
     epochs: int = 250
-    measurements: int = 90
+    measurements: int = 64
     seed: int = 0
 
     @property
@@ -195,44 +195,48 @@ def build(run: Run, data: Dataset) -> nn.Module:
     return model
 
 
+class AdamTrainer(Trainer):
+    """The same order of minibatches, the changes by Adam."""
+
+    def _take_step(self) -> None:
+        if self.step == 0:
+            self._adam = torch.optim.Adam(self._parameters, lr=self._lr)
+        position = self.step % self.steps_per_epoch
+        if position == 0:
+            self._order = torch.randperm(self._inputs.shape[0], generator=self._generator)
+        batch = self._order[position * self._batch_size : (position + 1) * self._batch_size]
+        self._adam.zero_grad()
+        self._loss_fn(self.model(self._inputs[batch]), self._targets[batch]).backward()
+        self._adam.step()
+        self.step += 1
+
+
 def train(run: Run, path: Path, cache: Path) -> None:
     """Train one run under a probe of all training samples, and keep its history."""
     data = load(run, cache)
     model = build(run, data)
-    steps_per_epoch = data.num_train // run.batch_size
-    last = run.epochs * steps_per_epoch
-    optimiser: torch.optim.Optimizer
-    if run.optimiser == "adam":
-        optimiser = torch.optim.Adam(model.parameters(), lr=run.lr)
-    else:
-        optimiser = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay)
+    options = {"lr": run.lr, "batch_size": run.batch_size, "generator": torch.Generator().manual_seed(run.seed)}
+    kind = AdamTrainer if run.optimiser == "adam" else Trainer
+    trainer = kind(
+        model, functional.cross_entropy, data.train_inputs, data.train_labels,
+        momentum=run.momentum, weight_decay=run.weight_decay, **options,
+    )  # fmt: skip
     wrong = data.train_labels != data.true_labels
     known = {"c": ~wrong, "w": wrong} if 0 < int(wrong.sum()) < len(wrong) else None
     probe = Probe(
         model, nn.CrossEntropyLoss(), data.train_inputs, data.train_labels, batch_size=run.batch_size, groups=known,
-        num_minibatches=0, blind=False, population_size=data.num_train, steps_per_epoch=steps_per_epoch,
-        every=log_spaced_steps(last, count=run.measurements),
+        num_minibatches=0, blind=False, population_size=data.num_train, steps_per_epoch=trainer.steps_per_epoch,
         metrics=lambda: {
             "train_error": evaluate(model, data.train_inputs, data.train_labels).error,
             "test_error": evaluate(model, data.test_inputs, data.test_labels).error,
         },
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(run.seed)
     trained = None
-    for step in range(last + 1):
-        record = probe(step)
-        if record is not None and record.metrics["train_error"] > _NEARLY_TRAINED:
-            trained = None
-        elif record is not None:
-            trained = trained or step
-            if step > _AFTERWARDS * trained:
-                break
-        if step % steps_per_epoch == 0:
-            order = torch.randperm(data.num_train, generator=generator)
-        batch = order[(step % steps_per_epoch) * run.batch_size :][: run.batch_size]
-        optimiser.zero_grad()
-        functional.cross_entropy(model(data.train_inputs[batch]), data.train_labels[batch]).backward()
-        optimiser.step()
+    for step in log_spaced_steps(run.epochs * trainer.steps_per_epoch, count=run.measurements):
+        trainer.advance(step - trainer.step)
+        trained = (trained or step) if probe.measure(step).metrics["train_error"] <= _NEARLY_TRAINED else None
+        if trained and step > _AFTERWARDS * trained:
+            break
     header = {**probe.history.header, "config": asdict(run), "true_labels": data.true_labels.numpy()}
     unfinished = path.with_suffix(".part")
     unfinished.unlink(missing_ok=True)
