@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdkern.order_parameters import REGISTRY, OrderParameter
-from sgdkern.order_parameters.moments import noise_factor, population_moments
+from sgdkern.order_parameters.moments import noise_factor, population_moments, sample_moments
 from sgdkern.statistics import Statistics
 
 
@@ -64,13 +64,16 @@ def population_estimates(
     if not 0 < confidence < 1:
         raise ValueError(f"order_parameters: confidence must lie between 0 and 1, got {confidence}. Pass .95, say.")
     factor = noise_factor(batch_size, population_size, replacement=replacement)
-    moments = population_moments(statistics, factor, population_size)
     num_samples = statistics.num_samples
+    if population_size == num_samples:  # nothing to estimate, from however few samples and without K
+        moments = sample_moments(statistics, factor)
+    else:
+        moments = population_moments(statistics, factor, population_size)
     shrink = sqrt(1 - num_samples / population_size)
     quantile = student_quantile((1 + confidence) / 2, num_samples - 1)
-    no_signal = _why_no_signal(_interval(moments.directed_activity, shrink, quantile), statistics.resolution)
+    no_signal = _why_no_signal(_interval(moments.directed_activity.view(-1), shrink, quantile), statistics.resolution)
     return {
-        name: _judge(parameter, parameter.formula(moments), shrink, quantile, statistics, no_signal)
+        name: _judge(parameter, parameter.formula(moments).view(-1), shrink, quantile, statistics, no_signal)
         for name, parameter in REGISTRY.items()
         if not parameter.sampled
     }
