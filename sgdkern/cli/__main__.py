@@ -1,0 +1,5 @@
+"""``python -m sgdkern.cli`` is ``sgdkern``."""
+
+from sgdkern.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""``sgdkern run``: the main job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sgdkern.cli.console import JsonOption, explicit, messages, plain_errors, print_json, results
+
+if TYPE_CHECKING:
+    from sgdkern.observed_training import OnProgress
+    from sgdkern.observed_training import Progress as Stage
+    from sgdkern.run_config import RunConfig
+
+
+def _option(panel: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+def _data(text: str, *names: str) -> Any:
+    return _option("Data", text, *names)
+
+
+def _train(text: str, *names: str) -> Any:
+    return _option("Training", text, *names)
+
+
+def _measure(text: str, *names: str) -> Any:
+    return _option("Measurement", text, *names)
+
+
+def _folder(text: str, *names: str) -> Any:
+    return _option("Run folder", text, *names)
+
+
+def run(
+    context: typer.Context,
+    dataset: Annotated[str, _data("digits, mnist, fashion-mnist, cifar10 or folder.")] = "digits",
+    data_root: Annotated[Path | None, _data("Folder that holds the data.")] = None,
+    download: Annotated[bool, _data("Fetch the data where they are missing.", "--download")] = False,
+    train_samples: Annotated[
+        int | None, _data("Training samples to keep [all of digits and folder, else 4000].")
+    ] = None,
+    test_samples: Annotated[int | None, _data("Test samples to keep [all].")] = None,
+    image_size: Annotated[int, _data("Side to which the images of a folder are resized.")] = 32,
+    scaling: Annotated[str, _data("standard (mean 0, deviation 1) or unit (0 … 1).")] = "standard",
+    noise: Annotated[str | None, _data("symmetric, incl, pair or none [symmetric; none for folder].")] = None,
+    noise_rate: Annotated[float, _data("Share of the training labels to replace by wrong ones.")] = 0.5,
+    model: Annotated[str, _train("mlp or cnn.")] = "mlp",
+    hidden: Annotated[str, _train("Widths or channels, first layer first.")] = "64,64",
+    activation: Annotated[str, _train("relu or tanh.")] = "relu",
+    lr: Annotated[float, _train("Learning rate.")] = 0.05,
+    batch_size: Annotated[int, _train("Samples a minibatch.")] = 25,
+    epochs: Annotated[int, _train("How often every sample is visited.")] = 400,
+    momentum: Annotated[float, _train("Momentum of SGD.")] = 0.0,
+    weight_decay: Annotated[float, _train("Weight decay of SGD.")] = 0.0,
+    seed: Annotated[int, _train("Draws all that is drawn: split, noise, weights, order.")] = 0,
+    device: Annotated[str, _train("cpu, cuda, cuda:1 …")] = "cpu",
+    threads: Annotated[int, _train("CPU threads; with 1 the results are the same on any number of cores.")] = 1,
+    measurements: Annotated[int, _measure("About how many, evenly spaced in the logarithm of the step.")] = 100,
+    spectrum_every: Annotated[int, _measure("Take the noise spectrum at every so many measurements.")] = 5,
+    out: Annotated[Path | None, _folder("Where to write [runs/DATASET].")] = None,
+    resume: Annotated[bool, _folder("Go on with a run that was stopped; it keeps its settings.", "--resume")] = False,
+    overwrite: Annotated[bool, _folder("Replace an earlier run.", "--overwrite")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on data with wrong labels: measure, tell the phases, find the wrong labels, train without them, report.
+
+    Without options: scikit-learn's digits with half of the training labels wrong, in about a minute.
+    """
+    with plain_errors():
+        place = out or Path("runs") / dataset
+        config = _config(explicit(context), place, resume=resume)
+        from sgdkern.run import run as main_job
+
+        with _progress_bars() as on_progress:
+            summary = main_job(config, place, resume=resume, overwrite=overwrite, on_progress=on_progress)
+        if as_json:
+            print_json(summary)
+        else:
+            _print_summary(summary, place)
+
+
+def _config(given: Mapping[str, Any], folder: Path, *, resume: bool) -> RunConfig:
+    """The settings that the user gave, over the folder's own where a run is resumed, over the defaults."""
+    from sgdkern.run_config import RunConfig
+
+    settings: dict[str, Any] = {"noise": "none"} if given.get("dataset") == "folder" else {}
+    kept = folder / "config.json"
+    if resume and kept.exists():
+        settings = json.loads(kept.read_text(encoding="utf-8"))
+    known = RunConfig().as_dict()
+    settings |= {name: value for name, value in given.items() if name in known}
+    if "hidden" in given:
+        settings["hidden"] = _widths(given["hidden"])
+    if settings.get("data_root") is not None:
+        settings["data_root"] = str(settings["data_root"])
+    try:
+        return RunConfig.from_dict(settings)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(width) for width in text.replace("-", ",").split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--hidden takes whole numbers with commas between, such as 64,64, not {text!r}."
+        ) from error
+
+
+@contextmanager
+def _progress_bars() -> Iterator[OnProgress | None]:
+    """One bar a stage, with the phase, the steps and the time left; nothing where nobody is watching."""
+    console = messages()
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("[bold]{task.fields[phase]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: Stage) -> None:
+            if stage.stage not in tasks:
+                tasks[stage.stage] = bars.add_task(stage.stage, total=stage.total, phase="")
+            bars.update(tasks[stage.stage], completed=stage.done, phase=stage.phase)
+
+        yield show
+
+
+def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """The findings in a few lines, and where the report is."""
+    phases, rate, errors = summary["phases"], summary["noise_rate"], summary["test_error"]
+    cleaning = summary["cleaning"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("phases", f"{phases['verdict']}: {phases['reason']}")
+    truth = "" if rate["true"] is None else f" (true: {rate['true']:.1%})"
+    table.add_row("wrong labels", f"{rate['estimate']:.1%}, {rate['low']:.1%} … {rate['high']:.1%}{truth}")
+    scored = ""
+    if cleaning["precision"] is not None:
+        scored = f", precision {cleaning['precision']:.1%}, recall {cleaning['recall']:.1%}"
+    table.add_row("samples found", f"{cleaning['num_issues']} of {summary['dataset']['num_train']}{scored}")
+    named = {"final": "as trained", "cleaned": "trained without them", "perfect": "trained on right labels only"}
+    told = [f"{errors[key]:.1%} {words}" for key, words in named.items() if errors[key] is not None]
+    table.add_row("test error", ", ".join(told))
+    table.add_row("time", f"{summary['seconds']['total']:.0f} s")
+    table.add_row("report", str(folder / "report.html"))
+    results().print(table)
