@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo setup build test test-gpu lint types bench docs check
+.PHONY: help demo setup build test test-slow test-gpu lint types bench docs check
 help:      ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 demo: $(READY)      ## the main job on scikit-learn's digits: train, probe, label phases, clean, report
@@ -13,6 +13,8 @@ build:     ## compile the kernels again
 	touch setup.py && $(MAKE) setup
 test: $(READY)      ## the test suite
 	$(BIN)/python -m pytest
+test-slow: $(READY) ## the tests that take minutes: sanitizers, whole runs, statistics over many seeds
+	$(BIN)/python -m pytest -m "slow and not gpu"
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 lint: $(READY)      ## style, docstrings, import contract
@@ -29,4 +31,4 @@ check: lint types test  ## all that CI asks for, slow tests excepted
 	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --upgrade pip
 $(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*/*) | .venv
 	$(BIN)/pip install --quiet -r requirements.txt && $(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
-	@touch $@
+	@touch $@ && $(BIN)/python -m sgdkern.doctor
