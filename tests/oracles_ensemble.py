@@ -6,6 +6,13 @@ import math
 import numpy as np
 
 
+def gradients(num_samples, num_params=6, seed=0, signal=1.0):
+    """Rows of very different lengths, so that R is not a function of the moments, about a common mean."""
+    generator = np.random.default_rng(seed)
+    scales = generator.uniform(0.3, 3, size=(num_samples, 1))
+    return scales * generator.normal(size=(num_samples, num_params)) + signal * generator.normal(size=num_params)
+
+
 def minibatches(num_samples, batch_size, replacement=False):
     """All equally likely minibatches, [M, B]."""
     if replacement:
