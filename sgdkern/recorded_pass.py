@@ -163,15 +163,14 @@ def _derived(tensor: Tensor, names: tuple[str, ...], parameters: Sequence[Tensor
 
     def pullback(vector: Tensor) -> list[Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            grads = torch.autograd.grad(
-                tensor, parameters, vector.view_as(tensor).to(tensor.dtype), retain_graph=True, allow_unused=True
-            )
+            product = (tensor * vector.view_as(tensor)).sum()
+            grads = torch.autograd.grad(product, parameters, retain_graph=True, allow_unused=True)
         return [zero if grad is None else grad.flatten() for grad, zero in zip(grads, zeros, strict=True)]
 
     def pushforward(vectors: Sequence[Tensor | None]) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             dual = torch.zeros_like(tensor, requires_grad=True)
-            grads = torch.autograd.grad(tensor, parameters, dual, create_graph=True, allow_unused=True)
+            grads = torch.autograd.grad((tensor * dual).sum(), parameters, create_graph=True, allow_unused=True)
             pairs = [
                 (g, v)
                 for g, v in zip(grads, vectors, strict=True)
@@ -188,6 +187,8 @@ def check_gradients(placed: Sequence[Entry]) -> None:
     """Raise where a gradient is not finite, naming the parameters and the samples."""
     for entry in placed:
         grads = entry.factors.output_grads
+        if torch.isfinite(grads.sum()):  # one pass; whatever is not finite makes the sum so
+            continue
         finite = torch.isfinite(grads.flatten(1)).all(1)
         if not finite.all():
             bad = (~finite).nonzero()[:, 0].tolist()

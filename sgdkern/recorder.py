@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from sgdkern.layers import DECOMPOSITIONS, LAYERS, Layer
 
 _REPETITIONS = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
+# With max_norm these write to their table, frozen or not: their bodies are always looked into.
+_WRITERS = (nn.functional.embedding, nn.functional.embedding_bag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.repeated: dict[int, Tensor] = {}
         self.num_samples = num_samples
+        self.memory = {parameter.untyped_storage().data_ptr(): name for name, parameter in model.named_parameters()}
 
     def tracked(self, value: Any) -> bool:
         """Whether a value is a tracked parameter or computed from one, and from no sample."""
@@ -77,6 +80,12 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run one torch function, and look at what went in."""
         kwargs = dict(kwargs or {})
+        if _writes(func):
+            self._refuse_write(args[0] if args else None)
+        inner = _without_guard(func) if func in _WRITERS else None
+        if inner is not None:
+            with self:
+                return inner(*args, **kwargs)
         tensors = list(_tensors((args, kwargs)))
         met = frozenset[str]().union(*(self.sources[id(tensor)] for tensor in tensors if id(tensor) in self.sources))
         if all(id(tensor) in self.constants for tensor in tensors) and not self._meets_samples(func, args):
@@ -98,10 +107,20 @@ class Recorder(TorchFunctionMode):
         self._record(layer, func, args, kwargs, out, met)
         return out
 
+    def _refuse_write(self, tensor: Any) -> None:
+        """Raise before a parameter is written to: a measurement leaves the model as it was."""
+        name = self.memory.get(tensor.untyped_storage().data_ptr()) if isinstance(tensor, Tensor) else None
+        if name is not None:
+            raise ValueError(
+                f"per_sample_gradients: the forward pass must not write to parameters, but it is about to write to "
+                f"{name!r}. Set max_norm=None on embeddings while measuring, and move other writes out of forward."
+            )
+
     def _meets_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether constants are one row a sample all the same: an initial state, positions 0 … T − 1 for each."""
-        rows = args[0] if args else None
-        if func not in (nn.functional.linear, nn.functional.embedding) or not isinstance(rows, Tensor):
+        place = {nn.functional.linear: 0, torch.embedding: 1}.get(func, len(args))
+        rows = args[place] if place < len(args) else None
+        if not isinstance(rows, Tensor):
             return False
         return id(rows) not in self.sources and rows.ndim > 1 and len(rows) == self.num_samples
 
@@ -129,7 +148,9 @@ class Recorder(TorchFunctionMode):
         out: Any,
         met: frozenset[str],
     ) -> None:
-        """Keep a call if gradients can flow through it."""
+        """Keep a call if gradients can flow through it; of several outputs the first is the layer's."""
+        if layer is not None and isinstance(out, tuple):
+            out = out[0]
         if not (isinstance(out, Tensor) and out.requires_grad) and not any(t.requires_grad for t in _tensors(out)):
             return
         if layer is None or not isinstance(out, Tensor):
@@ -149,6 +170,16 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _tensors(item)
+
+
+@cache
+def _writes(func: Any) -> bool:
+    """Whether a torch function works in place on its first argument."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        in_place = name.startswith("__i") and name[3:-2] in {"add", "sub", "mul", "truediv", "pow", "and", "or", "xor"}
+        return in_place or name == "__setitem__" or func is torch.Tensor.data.__set__  # type: ignore[attr-defined]
+    return name.endswith("_") and name != "requires_grad_"
 
 
 @cache

@@ -8,6 +8,7 @@ what still disagrees is refused.
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from sgdkern.recorder import Recorder, Site
 
 # The study's samples; their weights 1, 2, 4 are powers of two, so that weighting is exact in floating point.
 STUDY_SAMPLES = 3
+# Rounding of a sum whose terms cancel (the bias of a difference), in units of the norm of its terms.
+CANCELLATION = 32
 # Largest relative difference from autograd that still counts as agreement: rounding in a deep network in each dtype.
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -108,6 +111,7 @@ class Findings:
     conclusive: bool
     weights: Tensor
     truth: Mapping[str, Tensor]
+    rounding: Mapping[str, float]
 
 
 def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -> Findings:
@@ -135,6 +139,11 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
     }
     _refuse_coupled(model, sites, plain, weighted, weights)
     layouts = [_layout(one, other, weights) for one, other in zip(plain, weighted, strict=False)]
+    rounding = dict.fromkeys(tracked, 0.0)
+    for site, grad in zip(sites, weighted, strict=False):
+        if grad is not None:
+            noise = CANCELLATION * torch.finfo(grad.dtype).eps * float(grad.norm())
+            rounding.update({name: max(noise, rounding[name]) for name in site.parameters})
     conclusive = all(grad is None or bool(grad.any()) for grad in plain)
     unexplained: dict[str, str] = {}
     for place, (site, layout, grad) in enumerate(zip(sites, layouts, plain, strict=True)):
@@ -144,10 +153,10 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
             layouts[place] = None
     seen.grads = plain
     placed = entries(seen, layouts, unexplained)
-    for name, reason in _disagreeing(tracked, placed, weights, truth, seen.recorder.unruled).items():
+    for name, reason in _disagreeing(tracked, placed, weights, truth, rounding, seen.recorder.unruled).items():
         unexplained.setdefault(name, reason)
     in_order = {name: unexplained[name] for name in tracked if name in unexplained}
-    return Findings(tuple(layouts), in_order, conclusive, weights, truth)
+    return Findings(tuple(layouts), in_order, conclusive, weights, truth, rounding)
 
 
 def _study(problem: Problem, seen: Pass) -> Plan:
@@ -155,12 +164,12 @@ def _study(problem: Problem, seen: Pass) -> Plan:
     found = examine(problem.model, problem.tracked, seen)
     if not found.unexplained:
         return Plan(found.layouts, {}, conclusive=found.conclusive)
-    method = _explicit_method(problem, list(found.unexplained), found.weights, found.truth)
+    method = _explicit_method(problem, found)
     listed = ", ".join(f"{name} ({reason})" for name, reason in list(found.unexplained.items())[:8])
     warnings.warn(
         f"per_sample_gradients: explicit per-sample gradients for {len(found.unexplained)} parameters without a fast "
         f"route: {listed}. The result is exact; it takes more time and memory.",
-        stacklevel=7,
+        stacklevel=_level_outside(),
     )
     return Plan(found.layouts, found.unexplained, method, found.conclusive)
 
@@ -246,6 +255,7 @@ def _disagreeing(
     placed: Sequence[Entry],
     weights: Tensor,
     truth: Mapping[str, Tensor],
+    rounding: Mapping[str, float],
     unruled: Mapping[str, str],
 ) -> dict[str, str]:
     """Parameters whose weighted gradient from factors is not autograd's, with the reason as far as it is known."""
@@ -253,30 +263,32 @@ def _disagreeing(
     found = GradientMatrix(tuple(placed), slices, weights).rmatvec(weights)
     reasons = {}
     for name, parameter in tracked.items():
-        if not _agrees(found[slices[name]], truth[name], parameter.dtype):
+        if not _agrees(found[slices[name]], truth[name], parameter.dtype, rounding[name]):
             reasons[name] = f"used in {unruled[name]}" if name in unruled else "used where no rule sees it"
     return reasons
 
 
-def _agrees(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two flat gradients are equal up to the rounding of a dtype."""
+def _agrees(found: Tensor, expected: Tensor, dtype: torch.dtype, rounding: float) -> bool:
+    """Whether two flat gradients are equal up to the rounding of a dtype and of cancelling terms."""
     expected = expected.to(found.dtype)
-    return bool((found - expected).norm() <= AGREEMENT.get(dtype, 2e-3) * torch.maximum(expected.norm(), found.norm()))
+    tolerance = AGREEMENT.get(dtype, 2e-3) * torch.maximum(expected.norm(), found.norm())
+    return bool((found - expected).norm() <= tolerance + rounding)
 
 
-def _explicit_method(problem: Problem, names: Sequence[str], weights: Tensor, truth: Mapping[str, Tensor]) -> str:
+def _explicit_method(problem: Problem, study: Findings) -> str:
     """The first explicit route that agrees with autograd on the study's samples."""
-    errors = []
+    names, errors = list(study.unexplained), []
     for method in METHODS:
         try:
             rows = explicit_gradients(problem, names, method=method)
         except Exception as error:  # whatever a transform cannot do, the next method may
             errors.append(f"{method}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
+        found = {name: study.weights.to(rows[name].dtype) @ rows[name] for name in names}
         wrong = [
             name
             for name in names
-            if not _agrees(weights.to(rows[name].dtype) @ rows[name], truth[name], problem.tracked[name].dtype)
+            if not _agrees(found[name], study.truth[name], problem.tracked[name].dtype, study.rounding[name])
         ]
         if not wrong:
             return method
@@ -287,3 +299,11 @@ def _explicit_method(problem: Problem, names: Sequence[str], weights: Tensor, tr
         "Does the model give other results for a batch of one, or change its state from call to call? Leave these "
         "parameters out by params=."
     )
+
+
+def _level_outside() -> int:
+    """The stack level of the first caller outside this package, for a warning that points at the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sgdkern."):
+        level, frame = level + 1, frame.f_back
+    return level

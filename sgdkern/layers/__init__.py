@@ -8,6 +8,7 @@ check against autograd and goes the explicit route.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,10 @@ class Layout:
         split: Tensor = tensor.unflatten(self.axis, sizes)
         return split.movedim(self.axis + int(self.minor), 0)
 
+    def moved(self, axis: int) -> Layout:
+        """The same samples along another axis."""
+        return dataclasses.replace(self, axis=axis)
+
     def samples(self: Layout | Scattered, tensor: Tensor, features: int) -> Tensor:
         """A tensor with ``features`` trailing axes of its own as [N, T, *features]."""
         if self.axis >= tensor.ndim - features:
@@ -75,6 +80,12 @@ class Scattered:
         return out
 
     samples = Layout.samples
+
+    def moved(self, axis: int) -> Scattered:
+        """Rows stay along the first axis."""
+        if axis:
+            raise Unsupported("scattered samples along an axis that is not the first")
+        return self
 
 
 class Unsupported(Exception):

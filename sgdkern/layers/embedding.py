@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgdkern.factors import Lookup
 from sgdkern.layers import Call, Example, Unsupported, Use, layer
 
 
-def _refuse_side_effects(max_norm: float | None, scale_grad_by_freq: bool) -> None:
-    if max_norm is not None or scale_grad_by_freq:
-        raise Unsupported("max_norm and scale_grad_by_freq have no per-sample gradient")
-
-
-def _masked(indices: Tensor, padding_idx: int | None, num_embeddings: int) -> Tensor:
-    """Indices with −1 where the padding entry, which receives no gradient, was looked up."""
-    if padding_idx is None:
-        return indices
-    return indices.masked_fill(indices == padding_idx % num_embeddings, -1)
+def _refuse_counts(scale_grad_by_freq: bool) -> None:
+    if scale_grad_by_freq:
+        raise ValueError(
+            "per_sample_gradients: samples must not be coupled, but scale_grad_by_freq divides an embedding's gradient "
+            "by counts over the whole batch. No per-sample gradient exists there. Set scale_grad_by_freq=False while "
+            "measuring."
+        )
 
 
 def _examples() -> Iterator[Example]:
@@ -31,23 +27,20 @@ def _examples() -> Iterator[Example]:
     yield Example(nn.Embedding(9, 3, sparse=True), (torch.randint(0, 9, (5, 2, 3)),))
 
 
-@layer(F.embedding, examples=_examples)
+@layer(torch.embedding, examples=_examples)
 def embedding(
     call: Call,
-    input: Tensor,
     weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
+    indices: Tensor,
+    padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Iterator[Use]:
-    """Y = W[i]: inputs are the indices, never one-hot rows."""
-    _refuse_side_effects(max_norm, scale_grad_by_freq)
-    indices = call.samples(input, 0).long()
-    yield Use(
-        Lookup(_masked(indices, padding_idx, len(weight)), call.samples(call.output_grad, 1), len(weight)), (weight,)
-    )
+    """Y = W[i]: inputs are the indices, never one-hot rows; −1 where the padding entry, which learns nothing, was."""
+    _refuse_counts(scale_grad_by_freq)
+    indices = call.samples(indices, 0).long()
+    indices = indices.masked_fill(indices == padding_idx, -1)
+    yield Use(Lookup(indices, call.samples(call.output_grad, 1), len(weight)), (weight,))
 
 
 class _Bag(nn.Module):
@@ -69,36 +62,38 @@ def _bag_examples() -> Iterator[Example]:
     yield Example(_Bag(), (torch.randint(0, 9, (5, 4)), torch.rand(5, 4)))
 
 
-@layer(F.embedding_bag, examples=_bag_examples)
+_SUM, _MEAN = 0, 1  # torch.embedding_bag's modes; 2 is the maximum
+
+
+@layer(torch.embedding_bag, examples=_bag_examples)
 def embedding_bag(
     call: Call,
-    input: Tensor,
     weight: Tensor,
-    offsets: Tensor | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2,
+    indices: Tensor,
+    offsets: Tensor,
     scale_grad_by_freq: bool = False,
-    mode: str = "mean",
+    mode: int = _SUM,
     sparse: bool = False,
     per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Iterator[Use]:
     """Y = Σ or mean of W[i] over a bag: a lookup whose every position has the bag's gradient, or its share."""
-    _refuse_side_effects(max_norm, scale_grad_by_freq)
-    if (
-        offsets is not None
-        or input.ndim != 2
-        or mode == "max"
-        or (per_sample_weights is not None and call.tracked(per_sample_weights))
-    ):
-        raise Unsupported("bags given by offsets, maxima, or learned weights")
-    bags = call.samples(input, 1).long()
-    indices = _masked(bags, padding_idx, len(weight))
-    share = torch.ones_like(indices, dtype=weight.dtype)
+    _refuse_counts(scale_grad_by_freq)
+    if mode not in (_SUM, _MEAN) or call.tracked(per_sample_weights):
+        raise Unsupported("maxima, or learned weights")
+    starts = offsets[:-1] if include_last_offset else offsets
+    sizes = torch.cat([starts, starts.new_tensor([len(indices)])]).diff()
+    bags = torch.arange(len(starts), device=starts.device).repeat_interleave(sizes)
+    places = torch.arange(len(indices), device=starts.device) - starts[bags]
+    table = indices.new_full((len(starts), max(1, int(sizes.max()))), -1, dtype=torch.int64)
+    table[bags, places] = indices.long()
+    if padding_idx is not None:
+        table.masked_fill_(table == padding_idx, -1)
+    share = call.output_grad.new_ones(table.shape)
     if per_sample_weights is not None:
-        share = call.samples(per_sample_weights, 1)
-    if mode == "mean":
-        share = share / (indices >= 0).sum(-1, keepdim=True).clamp_min(1)
-    grads = call.samples(call.output_grad, 1)[:, :, None] * share[..., None]
-    yield Use(Lookup(indices.flatten(1), grads.flatten(1, 2), len(weight)), (weight,))
+        share[bags, places] = per_sample_weights
+    if mode == _MEAN:
+        share = share / (table >= 0).sum(-1, keepdim=True).clamp_min(1)
+    grads = call.samples(call.output_grad, 1)[:, :, None] * call.samples(share, 1)[..., None]
+    yield Use(Lookup(call.samples(table, 1).flatten(1), grads.flatten(1, 2), len(weight)), (weight,))

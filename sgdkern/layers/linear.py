@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import string
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,7 @@ def matmul(call: Call, input: Tensor, other: Tensor) -> Iterator[Use]:
         elif other.ndim == 2:
             yield Use(Dense(call.samples(grad, 1), call.samples(input, 1)), (other,))
         else:
-            raise Unsupported("a stack of weights")
+            yield from einsum(call, "...hti,hio->...hto", input, other)
     elif call.tracked(input) and input.ndim == 2 and other.ndim > 2 and not call.tracked(other):
         yield Use(Dense(call.samples(other.mT, 1), call.samples(grad.mT, 1)), (input,))
     else:
@@ -108,3 +110,77 @@ def bilinear(call: Call, input1: Tensor, input2: Tensor, weight: Tensor, bias: T
     """y_o = x₁ᵀ W_o x₂ + b_o: a linear layer of the outer product of its inputs."""
     products = (call.samples(input1, 1)[..., :, None] * call.samples(input2, 1)[..., None, :]).flatten(2)
     yield from _product(call, products, call.samples(call.output_grad, 1), weight, bias)
+
+
+class _Einsum(nn.Module):
+    """A product over named axes with a weight."""
+
+    def __init__(self, equation: str, *shape: int) -> None:
+        super().__init__()
+        self.equation = equation
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.einsum(self.equation, input, self.weight)
+
+
+def _einsum_examples() -> Iterator[Example]:
+    yield Example(_Einsum("ni,ij->nj", 3, 4), (torch.randn(5, 3),))
+    yield Example(_Einsum("ntd,dhk->nhtk", 4, 2, 3), (torch.randn(5, 6, 4),))
+    yield Example(_Einsum("nhi,hij->nhj", 2, 3, 4), (torch.randn(5, 2, 3),))
+    yield Example(_Einsum("...i,oi->...o", 4, 3), (torch.randn(5, 2, 3),))
+
+
+# A product that keeps the heads of its weight apart is a linear layer a head; more of them go the explicit route.
+MAX_HEADS = 64
+
+
+@layer(torch.einsum, examples=_einsum_examples)
+def einsum(call: Call, equation: str, *operands: Tensor) -> Iterator[Use]:
+    """Y = Σ x · W over named axes: a linear layer for each value of the axes that x, W and y share (heads)."""
+    if len(operands) != 2 or not isinstance(equation, str):
+        raise Unsupported("more or less than two operands")
+    (x, w), y = _axes(equation, operands)
+    samples, weight = operands
+    if call.tracked(samples):
+        (x, w), (samples, weight) = (w, x), (weight, samples)
+    heads = [axis for axis in w if axis in x and axis in y]
+    ins = [axis for axis in w if axis in x and axis not in y]
+    outs = [axis for axis in w if axis not in x and axis in y]
+    shared = [axis for axis in y if axis in x and axis not in w]
+    root = weight if weight._base is None else weight._base
+    if call.tracked(samples) or not root.is_leaf or len({*heads, *ins, *outs}) < weight.ndim:
+        raise Unsupported("a product of parameters, of computed weights, or a sum over one operand alone")
+    if y[call.layout.axis] not in shared or len(shared) + len(heads) + len(outs) < call.output_grad.ndim:
+        raise Unsupported("samples lie along an axis of the weight")
+    inputs = torch.einsum(f"{x}->{''.join([*heads, *shared, *ins])}", samples)
+    grads = call.output_grad.permute([y.index(axis) for axis in [*heads, *shared, *outs]])
+    pieces = weight.permute([w.index(axis) for axis in [*heads, *outs, *ins]])
+    sizes = inputs.shape[: len(heads)]
+    if sizes.numel() > MAX_HEADS:
+        raise Unsupported(f"more than {MAX_HEADS} heads")
+    move = call.layout.moved(shared.index(y[call.layout.axis]))
+    for head in itertools.product(*map(range, sizes)):
+        factors = Dense(
+            move.samples(inputs[head], len(ins)).flatten(2) if ins else move.samples(inputs[head], 0)[..., None],
+            move.samples(grads[head], len(outs)).flatten(2) if outs else move.samples(grads[head], 0)[..., None],
+        )
+        yield Use(factors, (pieces[head],))
+
+
+def _axes(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
+    """One letter an axis, for the operands and the output."""
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    names = terms.split(",")
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    hidden = [tensor.ndim - len(name) + 3 if "..." in name else 0 for name, tensor in zip(names, operands, strict=True)]
+    most = max(hidden)
+    names = [
+        name.replace("...", "".join(spare[most - count : most])) for name, count in zip(names, hidden, strict=True)
+    ]
+    sizes = {
+        pair for name, tensor in zip(names, operands, strict=True) for pair in zip(name, tensor.shape, strict=True)
+    }
+    if not arrow or any(len(set(name)) < len(name) for name in names) or len(sizes) > len(set("".join(names))):
+        raise Unsupported("an implicit output, a diagonal, or broadcast axes")
+    return names, out.replace("...", "".join(spare[:most]))
