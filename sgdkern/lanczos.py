@@ -28,7 +28,10 @@ Wanted = Callable[[Tensor], int]  # Ritz values, descending -> how many of the l
 _ROUNDING = 32.0
 # T's eigenvalues are looked at when the basis has grown by this factor: the checks then cost a geometric sum,
 # dominated by the last one.
-_CHECK_GROWTH = 1.1
+_CHECK_GROWTH = 1.15
+# The growth of tr T is not extrapolated before this many blocks: the first ones are random, not yet Krylov.
+_FORECAST_BLOCKS = 6
+_NEVER = 2**40
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,16 @@ def leading(count: int) -> Wanted:
     return lambda values: count
 
 
-def holding(energy: float, trace: float) -> Wanted:
-    """The criterion "the fewest leading eigenvalues whose sum is at least energy · trace".
+def holding(total: float) -> Wanted:
+    """The criterion "the fewest leading eigenvalues that add up to at least this".
 
     Args:
-        energy: Share of the trace, in (0, 1].
-        trace: The exactly known trace of the matrix.
+        total: The sum, a share of the exactly known trace, say.
 
     Returns:
         The criterion, for `leading_eigenpairs`; one more than there are Ritz values while their sum is too small.
     """
-    return lambda values: int(torch.count_nonzero(values.cumsum(0) < energy * trace)) + 1
+    return lambda values: int(torch.count_nonzero(values.cumsum(0) < total)) + 1
 
 
 def tridiagonalise(matvec: MatVec, start: Tensor, num_matvecs: int) -> Tridiagonalisation:
@@ -129,6 +131,8 @@ def leading_eigenpairs(
     wanted: Wanted,
     *,
     tolerance: float = 1e-4,
+    least_sum: float = 0.0,
+    give_up: bool = False,
     max_basis: int | None = None,
     max_matvecs: int | None = None,
     generator: torch.Generator | None = None,
@@ -144,6 +148,9 @@ def leading_eigenpairs(
         start: Starting block [n, b] (or one vector [n]); its dtype is that of the basis.
         wanted: How many leading pairs are wanted, given the Ritz values (`leading`, `holding`).
         tolerance: Residual norm of a converged pair, relative to its Ritz value.
+        least_sum: What the wanted eigenvalues are known to add up to at least: while tr T is below, nothing is checked.
+        give_up: Whether to end as soon as the growth of tr T, which only slows down, cannot reach `least_sum` within
+            `max_matvecs`.
         max_basis: Most rows of the basis kept in memory, at least 3 blocks; n where None.
         max_matvecs: Most vectors to apply the matrix to; 10 n where None.
         generator: For directions that replace vanished ones; a fixed seed where None.
@@ -164,13 +171,16 @@ def leading_eigenpairs(
         )
     budget = 10 * n if max_matvecs is None else max_matvecs
     krylov = _Krylov(matvec, start, generator or torch.Generator(start.device).manual_seed(0))
+    growth = _Growth(least_sum)
     restarts, next_check, kept_before = 0, 0, 0.0
     while True:
         krylov.extend()
         exhausted = krylov.size == n  # the basis spans everything: T's eigenvalues are A's
         full = krylov.size + len(krylov.next) > capacity
-        spent = krylov.num_matvecs >= budget
-        if not (exhausted or full or spent or krylov.size >= next_check):
+        total = float(krylov.projected.trace())
+        spent = krylov.num_matvecs >= budget or (give_up and growth.needed(krylov.num_matvecs, total) >= budget)
+        due = krylov.size >= next_check and total >= least_sum
+        if not (exhausted or full or spent or due):
             continue
         next_check = max(krylov.size + block, int(krylov.size * _CHECK_GROWTH))
         values, rotation = krylov.ritz()
@@ -193,6 +203,25 @@ def leading_eigenpairs(
     count = min(count, len(values))
     vectors = krylov.basis.T @ rotation[:, :count]
     return RitzPairs(values[:count], vectors, norms[:count], not remedy, krylov.num_matvecs, restarts, remedy)
+
+
+class _Growth:
+    """How tr T grew with the number of products, and how many more it takes to a target at best."""
+
+    def __init__(self, target: float) -> None:
+        self._target = target
+        self._seen: list[tuple[int, float]] = [(0, 0.0)]
+
+    def needed(self, num_matvecs: int, total: float) -> int:
+        """Number of products that may reach the target, if tr T goes on growing as it did since half of them."""
+        self._seen.append((num_matvecs, total))
+        if total >= self._target:
+            return num_matvecs
+        if len(self._seen) <= _FORECAST_BLOCKS:
+            return num_matvecs
+        before, then = next(seen for seen in reversed(self._seen) if 2 * seen[0] <= num_matvecs)
+        slope = max(total - then, 0.0) / (num_matvecs - before)
+        return num_matvecs + min(int((self._target - total) / slope) + 1 if slope > 0 else _NEVER, _NEVER)
 
 
 class _Krylov:

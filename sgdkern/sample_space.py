@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sgdkern.gradient_matrix import GradientMatrix
-from sgdkern.lanczos import holding, leading, leading_eigenpairs
+from sgdkern.lanczos import MatVec, holding, leading, leading_eigenpairs
 from sgdkern.streaming import StreamingGradients
 from sgdkern.tiled_gram import TiledGram
 
@@ -49,6 +48,7 @@ class Request:
         memory_bound: Bytes for K and the basis.
         max_matvecs: Most vectors multiplied, or None.
         generator: Of the random starting block.
+        give_up: Whether to end as soon as `max_matvecs` seem not to suffice, since there is another route.
     """
 
     energy: float
@@ -59,6 +59,7 @@ class Request:
     memory_bound: int
     max_matvecs: int | None
     generator: torch.Generator | None
+    give_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,22 @@ def rounding(source: Source) -> float:
     return 32 * torch.finfo(source.dtype).eps
 
 
-def exact_trace(source: Source) -> float:
+def _trace(source: Source, mean_squared_norm: float, directed: float) -> float:
     """Tr Σ = mean ‖g_n‖² − ‖ḡ‖²; zero where it drowns in the rounding of the two."""
-    mean_squared_norm = float(source.squared_norms().mean(dtype=torch.float64))
-    difference = mean_squared_norm - float(source.mean().double().square().sum())
+    difference = mean_squared_norm - directed
     return difference if difference > rounding(source) * mean_squared_norm else 0.0
+
+
+def trace_by_passes(source: Source) -> float:
+    """Tr Σ from the per-sample norms and the mean gradient."""
+    mean = source.mean().double()
+    return _trace(source, float(source.squared_norms().mean(dtype=torch.float64)), float(mean @ mean))
+
+
+def trace_by_gram(source: Source, gram: Tensor) -> float:
+    """Tr Σ from K: the mean of its diagonal less the mean of all."""
+    diagonal = float(gram.diagonal().mean(dtype=torch.float64))
+    return _trace(source, diagonal, float(gram.mean(1, dtype=torch.float64).mean()))
 
 
 def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
@@ -101,9 +113,7 @@ def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
     n, gram = G.num_samples, G.gram()
     row_means = gram.mean(1, dtype=torch.float64)
     centred = (gram.double() - row_means - row_means[:, None] + row_means.mean()) / n
-    diagonal = float(gram.diagonal().mean(dtype=torch.float64))
-    trace = float(centred.diagonal().sum())
-    trace = trace if trace > rounding(G) * diagonal else 0.0
+    trace = trace_by_gram(G, gram)
     count = min(*G.shape, request.num_eigenvalues or n)
     vectors = None
     if request.vectors:
@@ -127,21 +137,24 @@ def stored_gram(source: Source, gram: Tensor | TiledGram, request: Request) -> E
         means = gram.mean(1, dtype=torch.float64)
         squares = sum(float(part.double().square().sum()) for part in gram.split(256))
         second = (squares - 2 * n * float(means.square().sum())) / n**2 + float(means.mean()) ** 2
-    return _sample_vectors(source, lambda u: gram @ u.to(source.dtype), second, request)
+    trace = trace_by_gram(source, gram) if isinstance(gram, Tensor) else trace_by_passes(source)
+    return _sample_vectors(source, lambda u: gram @ u.to(source.dtype), trace, second, request)
 
 
 def sample_vectors(source: Source, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos in sample space, K never formed."""
-    return _sample_vectors(source, _products(source), None, request)
+    return _sample_vectors(source, _products(source), trace_by_passes(source), None, request)
 
 
 def param_vectors(source: Source, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos on Σ in parameter space."""
-    return _lanczos(source, lambda v: source.covariance_matvec(v.to(source.dtype)), source.num_params, None, request)
+    trace = trace_by_passes(source)
+    matvec = lambda v: source.covariance_matvec(v.to(source.dtype))  # noqa: E731
+    return _lanczos(source, matvec, source.num_params, trace, None, request)
 
 
 def _sample_vectors(
-    source: Source, gram_matvec: Callable[[Tensor], Tensor], second: float | None, request: Request
+    source: Source, gram_matvec: MatVec, trace: float, second: float | None, request: Request
 ) -> EigenPairs:
     """Lanczos on H K H / N, given u → K u."""
     n = source.num_samples
@@ -150,35 +163,37 @@ def _sample_vectors(
         products = gram_matvec(block - block.mean(0)).double()
         return (products - products.mean(0)) / n
 
-    pairs = _lanczos(source, centred, n, second, request)
+    pairs = _lanczos(source, centred, n, trace, second, request)
     vectors = None if pairs.vectors is None else _in_parameter_space(source, pairs.vectors)
     return dataclasses.replace(pairs, vectors=vectors)
 
 
 def _lanczos(
-    source: Source, matvec: Callable[[Tensor], Tensor], length: int, second: float | None, request: Request
+    source: Source, matvec: MatVec, length: int, trace: float, second: float | None, request: Request
 ) -> EigenPairs:
     """Leading eigenpairs of a matrix with the spectrum of Σ that acts on vectors of this length."""
-    trace, most = exact_trace(source), min(source.shape)
-    block = min(request.block, length)
-    capacity, least = max_basis(length, block, request.memory_bound), min(length, 3 * block)
-    if capacity < least:
+    most, block = min(source.shape), min(request.block, length)
+    capacity, fewest = max_basis(length, block, request.memory_bound), min(length, 3 * block)
+    if capacity < fewest:
         raise ValueError(
-            f"noise_spectrum: memory_bound must hold {least} basis vectors of length {length}, got"
+            f"noise_spectrum: memory_bound must hold {fewest} basis vectors of length {length}, got"
             f" {request.memory_bound:,} bytes. Raise it to"
-            f" {8 * WORDS_A_NUMBER * length * (least + BLOCKS_IN_FLIGHT * block):,}, or lower block_size."
+            f" {8 * WORDS_A_NUMBER * length * (fewest + BLOCKS_IN_FLIGHT * block):,}, or lower block_size."
         )
     generator = request.generator or torch.Generator(source.device).manual_seed(0)
     start = torch.randn(length, block, dtype=torch.float64, device=source.device, generator=generator)
     if request.num_eigenvalues is None:
-        wanted = holding(request.energy * (1 - rounding(source)), trace)
+        least = request.energy * (1 - rounding(source)) * trace
+        wanted = holding(least)
     else:
-        wanted = leading(min(request.num_eigenvalues, most))
+        least, wanted = 0.0, leading(min(request.num_eigenvalues, most))
     pairs = leading_eigenpairs(
         matvec,
         start,
         wanted,
         tolerance=request.tolerance,
+        least_sum=least,
+        give_up=request.give_up,
         max_basis=capacity,
         max_matvecs=request.max_matvecs,
         generator=generator,
@@ -194,7 +209,7 @@ def max_basis(length: int, block: int, memory_bound: int) -> int:
     return memory_bound // (8 * WORDS_A_NUMBER * length) - BLOCKS_IN_FLIGHT * block
 
 
-def _products(source: Source) -> Callable[[Tensor], Tensor]:
+def _products(source: Source) -> MatVec:
     """U → K u, K never formed."""
     if isinstance(source, StreamingGradients) or not source.layers:
         return lambda u: source.gram_matvec(u.to(source.dtype))

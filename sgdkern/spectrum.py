@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from sgdkern.tiled_gram import TiledGram
 _BLOCK = 16
 # Below this N, LAPACK on the whole matrix (N³) is faster than any iteration; measured, see docs/spectrum.md.
 _LAPACK_SAMPLES = 1024
+# Lanczos on the stored K with a basis of N / 5 costs about what LAPACK does on the whole; measured there too.
+_LAPACK_SHARE = 5
 # Basis vectors that a 90 % spectrum takes, where nothing is known beforehand (SCIENCE: D_s 80 to 160, times about two).
 _TYPICAL_BASIS = 300
 
@@ -201,7 +204,18 @@ def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLik
     together = G.gathered() if isinstance(G, StreamingGradients) else G
     if route == "gram whole":
         return sample_space.whole_gram(together, request)
-    return sample_space.stored_gram(together, together.gram(), request)
+    # A broad spectrum needs a basis that costs more than LAPACK: when a fifth of N vectors are not enough, or seem not
+    # to be after a few blocks, the matrix is diagonalised whole, if its float64 form fits.
+    n = G.num_samples
+    if request.max_matvecs is None and _whole_bytes(n) <= request.memory_bound:
+        request = dataclasses.replace(request, max_matvecs=n // _LAPACK_SHARE, give_up=True)
+    found = sample_space.stored_gram(together, together.gram(), request)
+    return sample_space.whole_gram(together, request) if found.remedy and request.give_up else found
+
+
+def _whole_bytes(num_samples: int) -> int:
+    """Bytes that LAPACK takes: K in float32, its centred float64 form, and a copy of that."""
+    return 20 * num_samples**2
 
 
 def _spectrum(

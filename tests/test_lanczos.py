@@ -130,7 +130,7 @@ def test_energy_of_a_known_trace(name: str, block: int) -> None:
     trace = float(eigenvalues.sum())
     expected = int((eigenvalues.cumsum(0) < 0.9 * trace * (1 - 1e-12)).sum()) + 1
     pairs = leading_eigenpairs(
-        lambda u: matrix @ u, start_block(len(matrix), block), holding(0.9 * (1 - 1e-12), trace), tolerance=1e-6
+        lambda u: matrix @ u, start_block(len(matrix), block), holding(0.9 * (1 - 1e-12) * trace), tolerance=1e-6
     )
     assert pairs.converged
     assert len(pairs.values) == expected
@@ -155,7 +155,7 @@ def test_the_basis_bound_is_kept_and_its_shortage_is_said() -> None:
         return matrix @ block
 
     pairs = leading_eigenpairs(
-        matvec, start_block(120, 4), holding(0.9, float(eigenvalues.sum())), max_basis=30, max_matvecs=4000
+        matvec, start_block(120, 4), holding(0.9 * float(eigenvalues.sum())), max_basis=30, max_matvecs=4000
     )
     assert widest == 4
     assert not pairs.converged
@@ -169,6 +169,19 @@ def test_a_spent_budget_is_said() -> None:
     assert not pairs.converged
     assert pairs.num_matvecs == 10
     assert "max_matvecs" in pairs.remedy
+
+
+def test_a_sum_known_to_be_needed_saves_checks_and_ends_a_hopeless_run() -> None:
+    matrix, eigenvalues = prescribed(SPECTRA["linear"])
+    least = 0.9 * float(eigenvalues.sum())
+    start = start_block(120, 2)
+    full = leading_eigenpairs(lambda u: matrix @ u, start, holding(least), least_sum=least)
+    assert full.converged
+    assert len(full.values) == len(leading_eigenpairs(lambda u: matrix @ u, start, holding(least)).values)
+    options = {"least_sum": least, "give_up": True, "max_matvecs": 60}
+    hopeless = leading_eigenpairs(lambda u: matrix @ u, start, holding(least), **options)
+    assert not hopeless.converged
+    assert hopeless.num_matvecs <= 30
 
 
 def test_repeats_bit_for_bit() -> None:
