@@ -16,13 +16,34 @@ Array = npt.NDArray[Any]
 COLUMNS = ("is_label_issue", "label_quality", "given_label", "predicted_label", "p_wrong")
 
 
-@dataclass(frozen=True)
-class NoiseRate:
-    """The estimated share of wrong labels, with a confidence interval that covers sampling error only."""
+class NoiseRate(float):
+    """The estimated share of wrong labels: a float, with an interval and what the interval covers.
+
+    Attributes:
+        estimate: the number itself.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        covers: in words, which errors the interval allows for.
+    """
 
     estimate: float
     low: float
     high: float
+    covers: str
+
+    def __new__(cls, estimate: float, low: float, high: float, covers: str = "sampling of the samples") -> NoiseRate:
+        """Make the number."""
+        rate = super().__new__(cls, estimate)
+        rate.estimate, rate.low, rate.high, rate.covers = estimate, low, high, covers
+        return rate
+
+    def __repr__(self) -> str:
+        """Say the number with its interval."""
+        return f"NoiseRate({self.estimate:.4g}, low={self.low:.4g}, high={self.high:.4g})"
+
+    def __reduce__(self) -> tuple[type[NoiseRate], tuple[float, float, float, str]]:
+        """Let copies and pickles keep the interval."""
+        return NoiseRate, (self.estimate, self.low, self.high, self.covers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,380 @@
+"""LabelCleaner: a scikit-learn estimator that finds wrong labels and learns from the right ones."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from sgdkern.cleaning.confusion import NoiseMatrix, noise_matrix, noise_rates_by
+from sgdkern.cleaning.features import Projection, fit_projection
+from sgdkern.cleaning.members import Members, SeparateModels, StackedMLP
+from sgdkern.cleaning.mixture import probability_wrong, rate_of
+from sgdkern.cleaning.rounds import Round, Schedule, train_round
+from sgdkern.cleaning.scores import quality
+from sgdkern.cleaning.table import LabelIssues
+
+Array = npt.NDArray[Any]
+
+INPUT_NORM = 10.0  # root mean square length of the default network's inputs; its learning rate belongs to it
+LATER_EPOCHS = 12  # most epochs of the rounds after the first: fewer labels are wrong, and they begin knowing when
+FEW_PER_CLASS = 10  # below this mean number of samples a class the answer comes with a warning
+
+# (members, rounds) of a mode: stacked small networks cost little more than one; a user's own model costs its full time
+_EFFORT = {
+    ("default", "stacked"): (10, 3),
+    ("fast", "stacked"): (5, 1),
+    ("default", "separate"): (2, 1),
+    ("fast", "separate"): (1, 1),
+}
+
+
+class PhaseSpan(NamedTuple):
+    """A phase of the first round of training, in steps."""
+
+    name: str
+    start: int
+    end: int
+
+
+class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Find wrong labels by training a few networks and averaging margins until just before memorisation.
+
+    Each network leaves a part of the data out; the agreement on the parts left out peaks before the networks begin to
+    memorise wrong labels, and training stops at 1.5 times that. A sample's score is the margin of its given label,
+    averaged over training and networks. Labels with a negative score are dropped, and in further rounds fresh networks
+    are trained on the rest; the scores of all rounds are averaged. No rate of noise need be known.
+
+    Args:
+        model: None for a stack of small ReLU networks; or a torch module, copied with its weights for each network;
+            or a function of no arguments that makes a fresh module. It maps inputs [B, ...] to outputs [B, C].
+        mode: "default", or "fast" for one round with fewer networks.
+        hidden: widths of the hidden layers of the default network.
+        num_members: networks a round; None for what the mode says.
+        num_rounds: rounds of training; None for what the mode says.
+        num_folds: each network leaves one of so many parts of the data out.
+        max_epochs: most epochs of the first round.
+        batch_size: samples a step.
+        lr: learning rate of SGD.
+        momentum: momentum of SGD.
+        optimizer: for a model of one's own: a function of its parameters that makes a torch optimiser; None for SGD.
+        max_features: the default network sees so many leading principal components at most.
+        classes: all labels there may be, in sorted order; None for those that occur in y.
+        device: where to compute; None for the CPU.
+        random_state: seed of everything random.
+
+    Attributes:
+        label_quality_: [N] float64 in [0, 1], lower is more suspicious, below 0.5 is an issue.
+        is_label_issue_: [N] bool.
+        predicted_label_: [N] the label that networks which have not seen the sample give it.
+        p_wrong_: [N] estimated probability that the given label is wrong.
+        issues_: all of these as a `LabelIssues` table.
+        noise_rate_: a float with an interval, ``.low`` and ``.high``.
+        noise_matrix_: which label is given for which, a `NoiseMatrix`.
+        class_noise_rates_: noise rate by given label.
+        source_noise_rates_: noise rate by source; only after ``fit(..., sources=...)``.
+        cleaning_time_: step of the first round up to which margins were averaged.
+        phases_: fast learning ("I") and the time before memorisation ("II") in the first round, in steps.
+        classes_: [C] the labels.
+        n_features_in_: features of a sample.
+
+    Reference:
+        Pleiss et al. 2020, "Identifying mislabeled data using the area under the margin ranking"; the table that
+        decided the defaults is in docs/cleaning.md.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 3, 300)
+        >>> X = np.eye(3)[y] * 4 + rng.normal(size=(300, 3))
+        >>> y[:30] = (y[:30] + 1) % 3  # wrong
+        >>> cleaner = LabelCleaner(mode="fast").fit(X, y)
+        >>> bool(cleaner.is_label_issue_[:30].mean() > 0.8), bool(cleaner.is_label_issue_[30:].mean() < 0.1)
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module] | None = None,
+        *,
+        mode: Literal["default", "fast"] = "default",
+        hidden: tuple[int, ...] = (50, 50),
+        num_members: int | None = None,
+        num_rounds: int | None = None,
+        num_folds: int = 5,
+        max_epochs: int = 30,
+        batch_size: int = 50,
+        lr: float = 0.03,
+        momentum: float = 0.9,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        max_features: int = 100,
+        classes: Array | None = None,
+        device: str | torch.device | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> None:
+        self.model = model
+        self.mode = mode
+        self.hidden = hidden
+        self.num_members = num_members
+        self.num_rounds = num_rounds
+        self.num_folds = num_folds
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.momentum = momentum
+        self.optimizer = optimizer
+        self.max_features = max_features
+        self.classes = classes
+        self.device = device
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        sources: Array | None = None,
+        on_epoch: Callable[[int, int], None] | None = None,
+    ) -> LabelCleaner:
+        """Find the wrong labels of y.
+
+        Args:
+            X: array or tensor [N, F] or [N, ...], or a torch Dataset of inputs or (input, label) pairs.
+            y: [N] labels, integers or strings; None where the Dataset has them.
+            sources: [N] who or what gave each label, for noise rates by source.
+            on_epoch: called with the round (from 1) and the epoch (from 1) as training goes on.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: if a setting, a shape, a value or a label cannot be used.
+        """
+        num_members, num_rounds = self._effort()
+        inputs, codes = self._checked(X, y)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        generator = torch.Generator().manual_seed(seed)
+        device = torch.device("cpu" if self.device is None else self.device)
+        inputs = inputs.to(device)
+        labels = torch.from_numpy(codes).to(device)
+        self.projection_: Projection | None = None
+        if self.model is None:
+            self.projection_ = fit_projection(inputs, max_features=self.max_features, norm=INPUT_NORM)
+            inputs = self.projection_(inputs)
+
+        rounds: list[Round] = []
+        kept = torch.ones(len(labels), dtype=torch.bool, device=device)
+        score = torch.zeros(len(labels), dtype=torch.float64, device=device)
+        for number in range(1, num_rounds + 1):
+            self.members_ = self._make_members(num_members, inputs, generator, device)
+            epochs = self.max_epochs if number == 1 else min(self.max_epochs, LATER_EPOCHS)
+            latest = train_round(
+                self.members_,
+                inputs,
+                labels,
+                kept,
+                Schedule(self.num_folds, self.batch_size, epochs),
+                generator=generator,
+                on_epoch=None if on_epoch is None else lambda epoch, number=number: on_epoch(number, epoch),  # type: ignore[misc]
+            )
+            self._check_finite(latest.margins)
+            rounds.append(latest)
+            score += latest.margins / latest.margins.std().clamp(min=1e-12)
+            kept = score >= 0
+        self._conclude(score.cpu().numpy() / num_rounds, codes, rounds, sources)
+        return self
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probabilities of the classes, averaged over the networks of the last round, [N, C]."""
+        check_is_fitted(self, "issues_")
+        inputs = self._inputs(X, reset=False).to(torch.device("cpu" if self.device is None else self.device))
+        if self.projection_ is not None:
+            inputs = self.projection_(inputs)
+        outputs = self.members_.logits(inputs)[..., : len(self.classes_)]
+        probabilities: Array = torch.softmax(outputs.double(), dim=-1).mean(dim=0).cpu().numpy()
+        return probabilities
+
+    def predict(self, X: Any) -> Array:
+        """Return the most probable labels, [N], in the vocabulary of y."""
+        probabilities = self.predict_proba(X)
+        labels: Array = self.classes_[probabilities.argmax(axis=1)]
+        return labels
+
+    def _effort(self) -> tuple[int, int]:
+        """Return the number of networks and of rounds, after checking the settings."""
+        if self.mode not in ("default", "fast"):
+            raise ValueError(f"LabelCleaner: mode must be 'default' or 'fast', got {self.mode!r}.")
+        members, rounds = _EFFORT[self.mode, "stacked" if self.model is None else "separate"]
+        members = members if self.num_members is None else self.num_members
+        rounds = rounds if self.num_rounds is None else self.num_rounds
+        for name, value, least in (
+            ("num_members", members, 1),
+            ("num_rounds", rounds, 1),
+            ("num_folds", self.num_folds, 2),
+            ("max_epochs", self.max_epochs, 1),
+            ("batch_size", self.batch_size, 1),
+            ("max_features", self.max_features, 1),
+        ):
+            if value < least:
+                raise ValueError(f"LabelCleaner: {name} must be at least {least}, got {value}.")
+        return members, rounds
+
+    def _checked(self, X: Any, y: Any) -> tuple[Tensor, Array]:
+        """Return inputs [N, ...] float32 and label codes [N] int64, after saying what is wrong with them."""
+        if isinstance(X, Dataset):
+            X, found = _collect(X)
+            y = found if y is None else y
+        if y is None:
+            raise ValueError(
+                "LabelCleaner: requires y to be passed, but the target y is None. "
+                "Pass the labels, or a Dataset of (input, label) pairs."
+            )
+        inputs = self._inputs(X, reset=True)
+        y = column_or_1d(y.cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
+        check_classification_targets(y)
+        if len(y) != len(inputs):
+            raise ValueError(f"LabelCleaner: X and y must have one row a sample, got {len(inputs)} and {len(y)}.")
+        self.classes_ = np.unique(y if self.classes is None else np.asarray(self.classes))
+        outside = ~np.isin(y, self.classes_)
+        if outside.any():
+            raise ValueError(
+                f"LabelCleaner: every label must be one of the {len(self.classes_)} classes, "
+                f"got {y[outside].tolist()[0]!r} at sample {int(np.argmax(outside))}."
+            )
+        if len(np.unique(y)) < 2:
+            raise ValueError(
+                f"LabelCleaner: y must have at least 2 classes, got one class, {y.tolist()[0]!r}. "
+                "With a single class there is nothing a label could be mistaken for."
+            )
+        if len(y) < 2 * self.num_folds:
+            raise ValueError(
+                f"LabelCleaner: at least {2 * self.num_folds} samples are needed to leave each of {self.num_folds} "
+                f"parts out, got {len(y)}. Lower num_folds, or label more samples."
+            )
+        codes = np.searchsorted(self.classes_, y).astype(np.int64)
+        self._warn_if_few(codes)
+        return inputs, codes
+
+    def _warn_if_few(self, codes: Array) -> None:
+        """Warn where the data are too few to say much."""
+        counts = np.bincount(codes, minlength=len(self.classes_))
+        alone = [str(name) for name in self.classes_[counts == 1]]
+        if alone:
+            warnings.warn(
+                f"LabelCleaner: {'class' if len(alone) == 1 else 'classes'} {', '.join(alone[:5])} with a single "
+                "sample: nothing can be said of that label, it is left as it is.",
+                UserWarning,
+                stacklevel=4,
+            )
+        if len(codes) < FEW_PER_CLASS * len(self.classes_):
+            warnings.warn(
+                f"LabelCleaner: {len(codes)} samples for {len(self.classes_)} classes are too few to tell wrong labels "
+                "reliably. Take the ranking as a hint.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _inputs(self, X: Any, *, reset: bool) -> Tensor:
+        """Return inputs as a float32 tensor [N, ...], finite."""
+        if isinstance(X, Dataset):
+            X, _ = _collect(X)
+        if isinstance(X, Tensor):
+            X = X.detach().cpu().numpy()
+        values = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], allow_nd=True)
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+    def _make_members(
+        self, num_members: int, inputs: Tensor, generator: torch.Generator, device: torch.device
+    ) -> Members:
+        """Make fresh networks."""
+        if self.model is None:
+            return StackedMLP(
+                [inputs.shape[1], *self.hidden, len(self.classes_)],
+                num_members,
+                generator=generator,
+                lr=self.lr,
+                momentum=self.momentum,
+                device=device,
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
+            models = [
+                copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
+                for _ in range(num_members)
+            ]
+        models[0].to(device).eval()
+        with torch.no_grad():
+            outputs = models[0](inputs[:1])
+        if outputs.ndim != 2 or outputs.shape[1] < len(self.classes_):
+            raise ValueError(
+                f"LabelCleaner: the model must return [B, C] with C at least {len(self.classes_)} classes, "
+                f"got {list(outputs.shape)} for one sample."
+            )
+        optimizer = self.optimizer or (lambda weights: torch.optim.SGD(weights, lr=self.lr, momentum=self.momentum))
+        return SeparateModels(models, optimizer, device=device)
+
+    def _check_finite(self, margins: Tensor) -> None:
+        """Say so if training diverged."""
+        if not bool(torch.isfinite(margins).all()):
+            raise RuntimeError(f"LabelCleaner: training diverged at lr={self.lr}. Lower lr, or scale the inputs.")
+
+    def _conclude(self, score: Array, codes: Array, rounds: list[Round], sources: Array | None) -> None:
+        """Set the fitted attributes from the scores and the rounds."""
+        alone = np.bincount(codes, minlength=len(self.classes_))[codes] == 1
+        score = np.where(alone, 0.0, score)
+        first = rounds[0]
+        predicted = rounds[-1].held_out_logits[:, : len(self.classes_)].argmax(dim=1).cpu().numpy()
+        p_wrong = probability_wrong(score, 0.0)
+        self.rounds_ = tuple(rounds)
+        self.cleaning_time_ = first.last_epoch * first.steps_per_epoch
+        self.phases_ = _spans(first)
+        self.noise_rate_ = rate_of(p_wrong)
+        self.issues_ = LabelIssues(
+            is_label_issue=score < 0,
+            label_quality=quality(score, 0.0),
+            given_label=self.classes_[codes],
+            predicted_label=self.classes_[predicted],
+            p_wrong=p_wrong,
+            noise_rate=self.noise_rate_,
+            method=f"aum, {len(rounds)} round{'s' if len(rounds) > 1 else ''} of {self.members_.num_members}",
+            cleaning_step=float(self.cleaning_time_),
+        )
+        self.label_quality_ = self.issues_.label_quality
+        self.is_label_issue_ = self.issues_.is_label_issue
+        self.predicted_label_ = self.issues_.predicted_label
+        self.p_wrong_ = self.issues_.p_wrong
+        self.noise_matrix_: NoiseMatrix = noise_matrix(self.issues_, classes=self.classes_)
+        self.class_noise_rates_ = noise_rates_by(self.issues_, self.issues_.given_label)
+        if sources is not None:
+            self.source_noise_rates_ = noise_rates_by(self.issues_, sources)
+
+
+def _spans(first: Round) -> list[PhaseSpan]:
+    """Phase I lasts until the held-out accuracy has gone nine tenths of its way, phase II until training stopped."""
+    accuracy = np.array(first.held_out_accuracy)
+    goal = accuracy[0] + 0.9 * (accuracy.max() - accuracy[0])
+    learned = int(np.argmax(accuracy >= goal)) + 1
+    steps, last = first.steps_per_epoch, max(first.last_epoch, learned)
+    return [PhaseSpan("I", 0, learned * steps), PhaseSpan("II", learned * steps, last * steps)]
+
+
+def _collect(dataset: Any) -> tuple[Tensor, Array | None]:
+    """Load a Dataset: inputs [N, ...], and labels [N] where its items are (input, label, ...)."""
+    items = [dataset[index] for index in range(len(dataset))]
+    if not items:
+        raise ValueError("LabelCleaner: the Dataset must not be empty, got 0 samples.")
+    if isinstance(items[0], (tuple, list)):
+        inputs = torch.stack([torch.as_tensor(item[0]) for item in items])
+        return inputs, np.asarray([item[1].item() if isinstance(item[1], Tensor) else item[1] for item in items])
+    return torch.stack([torch.as_tensor(item) for item in items]), None
