@@ -19,7 +19,7 @@ import torch
 from sgdkern.atomic import replacing, write_json
 from sgdkern.cleaning import LabelIssues, find_label_issues
 from sgdkern.data import Dataset, load_data, with_label_noise
-from sgdkern.observed_training import OnProgress, Progress, new_trainer, observe_training
+from sgdkern.observed_training import CHECKPOINT, HISTORY, OnProgress, Progress, new_trainer, observe_training
 from sgdkern.phases import label_phases
 from sgdkern.report import write_report
 from sgdkern.run_config import RunConfig
@@ -33,6 +33,8 @@ CONFIG, SUMMARY, PHASES, ISSUES, SAMPLES = (
     "label_issues.csv",
     "samples.npz",
 )
+
+_FILES = (CONFIG, HISTORY, CHECKPOINT, PHASES, ISSUES, SAMPLES, SUMMARY, "report.html")
 
 # Pictures kept for the report: the most suspicious samples, and some of the least suspicious to compare them with.
 _SUSPICIOUS_PICTURES, _CLEAN_PICTURES = 64, 16
@@ -54,7 +56,7 @@ def run(
         config: The settings.
         folder: The run folder; made if it is not there.
         resume: Go on with a folder that a killed run left; its own settings must be these.
-        overwrite: Throw away what an earlier run left in the folder.
+        overwrite: Replace what an earlier run wrote into the folder.
         on_progress: Told how far it is.
 
     Returns:
@@ -66,10 +68,10 @@ def run(
         NonFiniteError: If training diverges.
     """
     began = time.perf_counter()
-    _open_folder(folder, config, resume=resume, overwrite=overwrite)
-    device = torch.device(config.device)
+    _refuse_folder(folder, config, resume=resume, overwrite=overwrite)
     with threads(config.threads):
-        data = run_data(config).to(device)
+        data = run_data(config).to(torch.device(config.device))
+        _open_folder(folder, config, overwrite=overwrite)
         observed = observe_training(config, data, folder, resume=resume, on_progress=on_progress)
         phases = label_phases(observed.history)
         write_json(folder / PHASES, phases_as_dict(phases, observed.history))
@@ -110,21 +112,29 @@ def run_data(config: RunConfig) -> Dataset:
     return with_label_noise(data, rate=config.noise_rate, kind=config.noise, seed=config.seed_for("noise"))
 
 
-def _open_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready and write the settings; refuse to lose or to mix anything."""
-    settings = folder / CONFIG
-    if overwrite and settings.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(path.name != settings.name + ".tmp" for path in folder.iterdir()) and not (resume and settings.exists()):
+def _refuse_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to lose or to mix anything; nothing is written yet."""
+    if resume and overwrite:
+        raise ValueError("run: a run is either resumed or overwritten, got both. Choose --resume or --overwrite.")
+    if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
+        return
+    if not (folder / CONFIG).exists() or not (resume or overwrite):
         raise FileExistsError(
             f"run: the run folder must be new or empty, got {folder}. Go on with an unfinished run by "
             "--resume, replace an earlier one by --overwrite (it must hold a config.json), or choose another --out."
         )
-    if resume and settings.exists():
-        _refuse_other_settings(settings, config)
-    else:
-        write_json(settings, config.as_dict())
+    if resume:
+        _refuse_other_settings(folder / CONFIG, config)
+
+
+def _open_folder(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
+    """Make the folder ready and write the settings; files that no run writes are left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+    write_json(folder / CONFIG, config.as_dict())
 
 
 def _refuse_other_settings(settings: Path, config: RunConfig) -> None:

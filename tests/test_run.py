@@ -217,12 +217,22 @@ def test_an_earlier_run_is_not_overwritten_by_accident(finished: Path, tmp_path:
     assert (tmp_path / "precious.txt").read_text() == "keep me"
 
 
-def test_overwriting_begins_anew(tmp_path: Path) -> None:
+def test_overwriting_begins_anew_and_leaves_other_files_alone(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = replace(SMALL, epochs=2, measurements=3)
     run(first, folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="either resumed or overwritten"):
+        run(first, folder, overwrite=True, resume=True)
     run(replace(first, seed=1), folder, overwrite=True)
     assert json.loads((folder / "config.json").read_text())["seed"] == 1
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_data_that_are_missing_leave_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run(replace(SMALL, dataset="mnist", data_root=str(tmp_path)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_resumed_with_its_own_settings(finished: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from sgdkern.cli.checks import doctor, verify
 from sgdkern.cli.report import report
 from sgdkern.cli.run import run
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, report):
+for command in (run, report, verify, doctor):
     app.command(epilog=EPILOG)(command)
 
 
