@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.history import History
-from sgdkern.order_parameters import OrderParameters, order_parameters
+from sgdkern.order_parameters import (
+    OrderParameters,
+    activity_exact,
+    activity_stratified,
+    cosine_null,
+    group_statistics,
+    order_parameters,
+)
 from sgdkern.record import Record
 from sgdkern.spectrum import Spectrum, noise_spectrum
 from sgdkern.streaming import StreamingGradients
@@ -36,7 +43,11 @@ __all__ = [
     "Report",
     "Spectrum",
     "StreamingGradients",
+    "activity_exact",
+    "activity_stratified",
+    "cosine_null",
     "find_label_issues",
+    "group_statistics",
     "label_phases",
     "noise_spectrum",
     "order_parameters",

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from sgdkern import ops
 from sgdkern.columns import Columns, Derived, Entry, Whole, merged, overlap, restricted, same_place
-from sgdkern.factors import CHUNK_BYTES, Dense, Explicit, Factors, Lookup, Patches, can_stack, chunks, stack
+from sgdkern.factors import Dense, Explicit, Factors, Lookup, Patches, can_stack, chunks, stack
 
 # `dense` refuses to build more than this: G is meant never to exist.
 DENSE_LIMIT_BYTES = 2 * 2**30
+# Explicit rows of one layer are formed for all samples at once up to this size, its outputs in slices beyond: patches
+# are formed anew for each slice, so few slices cost less.
+SLICE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,11 @@ class GradientMatrix:
                     _add_gram_by_rows(gram, group)
             self._cache["gram"] = gram
         return self._cache["gram"]
+
+    @property
+    def has_gram(self) -> bool:
+        """Whether K is there already."""
+        return "gram" in self._cache
 
     @property
     def plain(self) -> bool:
@@ -427,9 +435,18 @@ def _add_gram(gram: Tensor, factors: Factors) -> None:
     ):
         _add_gram_of_positions(gram, factors)
         return
-    for part in factors.slices(CHUNK_BYTES):
-        rows = part.rows(0, part.num_samples)
-        gram.addmm_(rows, rows.T)
+    for part in factors.slices(SLICE_BYTES):
+        _add_products(gram, part.rows(0, part.num_samples))
+
+
+def _add_products(gram: Tensor, rows: Tensor) -> None:
+    """K += R Rᵀ in four bands of the lower triangle, 5/8 of the full product's work; mirrored."""
+    band = max(1, -(-len(rows) // 4))
+    for start in range(0, len(rows), band):
+        stop = min(start + band, len(rows))
+        block = rows[start:stop] @ rows[:stop].T
+        gram[start:stop, :stop] += block
+        gram[:start, start:stop] += block[:, :start].T
 
 
 def _pairs_are_cheaper(num_samples: int, positions: int, in_features: int, out_features: int) -> bool:

@@ -223,7 +223,7 @@ class Probe:
         return Record(
             step=step,
             epoch=None if self._steps_per_epoch is None else step / self._steps_per_epoch,
-            values=measured.as_dict(),
+            values=measured.scalars(),
             metrics={**metrics, **(self._metrics() if self._metrics is not None else {})},
             groups={name: self._group_record(gradients, found, groups) for name, groups in partitions.items()},
             spectrum=self._spectrum(gradients),

@@ -140,8 +140,8 @@ def statistics(
         groups: A partition of the samples: integers [N] (a group's name is the text of its integer) or {name: boolean
             mask [N]}. Every sample belongs to exactly one group: the identities that tie the groups to the whole hold
             for nothing else.
-        route: "gram" sums over K; "passes" needs O(N P) work and no K; "auto" takes K for N up to 2048. Where K is in
-            use anyway, as for a spectrum, "gram" costs little at any N.
+        route: "gram" sums over K; "passes" needs O(N P) work and no K; "auto" takes K for N up to 2048,
+            or where it is there. Where K is in use anyway, as for a spectrum, "gram" costs little at any N.
 
     Returns:
         The statistics, float64 on the CPU.
@@ -160,7 +160,8 @@ def statistics(
     if source.num_samples < 1:
         raise ValueError("statistics: the source must hold at least one sample, got 0. Is the data set empty?")
     if route == "auto":
-        affordable = isinstance(source, GramSource) and source.num_samples <= _LARGEST_GRAM
+        small = source.num_samples <= _LARGEST_GRAM
+        affordable = isinstance(source, GramSource) and (small or getattr(source, "has_gram", False))
         route = "gram" if affordable else "passes"
     if route == "passes":
         return _by_passes(source, groups)

@@ -227,7 +227,7 @@ class watch:
         )
         margins, predictions = margins_and_predictions(matrix.outputs, targets)
         losses = matrix.losses.cpu().float().numpy()
-        return Record(step=step, values=measured.as_dict(), losses=losses, margins=margins, predictions=predictions)
+        return Record(step=step, values=measured.scalars(), losses=losses, margins=margins, predictions=predictions)
 
 
 class _LoopMode(TorchFunctionMode):

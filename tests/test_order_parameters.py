@@ -197,11 +197,13 @@ def test_what_cannot_be_tested_cannot_be_registered():
 
 
 def test_keys_are_those_of_the_contract():
-    flat = order_parameters(matrix(gradients(8)), batch_size=2, groups={"c": MEMBERS == 0, "w": MEMBERS == 1}).as_dict()
+    measured = order_parameters(matrix(gradients(8)), batch_size=2, groups={"c": MEMBERS == 0, "w": MEMBERS == 1})
+    flat = measured.scalars()
     wanted = {"A", "A0", "A_perp", "A_par", "D", "D_par", "R", "sigma_lambda2", "noise_scale", "R_se"}
     wanted |= {f"{name}{end}" for name in CLOSED for end in ("_unbiased", "_low", "_high")}
     assert set(flat) == wanted | {"R_low", "R_high", "A_c", "A_w", "A0_c", "A0_w"}
     assert all(type(value) is float for value in flat.values())
+    assert measured.as_dict() == {**flat, "cosines": measured.groups.cosines}
 
 
 def test_table_has_a_row_for_each():
@@ -233,7 +235,7 @@ def test_a_network_streamed_or_whole_or_as_explicit_rows():
     second = order_parameters(GradientMatrix.from_dense(whole.dense()), **options)
     third = order_parameters(stream, **options)
     assert third.statistics.route == "passes"
-    for name, value in first.as_dict().items():
+    for name, value in first.scalars().items():
         assert second[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
         if not math.isnan(third[name]):
             assert third[name] == pytest.approx(value, rel=1e-9), name
@@ -248,4 +250,4 @@ def test_the_same_on_the_gpu():
         here, there = GradientMatrix.from_dense(G), GradientMatrix.from_dense(G.cuda())
         first = order_parameters(here, batch_size=5, statistics=statistics(here, groups=groups, route=route))
         second = order_parameters(there, batch_size=5, statistics=statistics(there, groups=groups, route=route))
-        assert second.as_dict() == pytest.approx(first.as_dict(), rel=1e-9, nan_ok=True)
+        assert second.scalars() == pytest.approx(first.scalars(), rel=1e-9, nan_ok=True)

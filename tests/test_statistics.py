@@ -120,7 +120,7 @@ def test_further_partitions_reuse_the_statistics(G, route):
 def test_chunked_sources_serve_everything_but_what_needs_the_gram_matrix(G):
     whole, chunked = GradientMatrix.from_dense(G), Chunked(G, [4, 5])
     options = {"batch_size": 3, "groups": GROUPS, "num_minibatches": 50}
-    first, second = (order_parameters(source, **options).as_dict() for source in (whole, chunked))
+    first, second = (order_parameters(source, **options).scalars() for source in (whole, chunked))
     for name, value in second.items():
         if not name.startswith(("sigma_lambda2_", "D_par_", "A_par_", "A_perp_")):
             assert value == pytest.approx(first[name], rel=1e-9, nan_ok=True), name

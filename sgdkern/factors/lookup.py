@@ -48,7 +48,8 @@ class Lookup:
     def gram(self) -> Tensor:
         """K = Σ_{t,s} [i_nt = i_ms] b_nt·b_ms, [N, N]: only positions that share an index meet.
 
-        The occurrences are sorted by index and summed a sample, so that each index costs (occurrences)² O.
+        Positions of one sample and index are summed into a cell; cells of one index are next to each other, and indices
+        with about as many cells go through one batched product.
 
         Returns:
             K, [N, N].
@@ -56,17 +57,24 @@ class Lookup:
         num_samples, num_positions = self.indices.shape
         flat = self.indices.flatten()
         samples = torch.arange(num_samples, device=flat.device).repeat_interleave(num_positions)
-        cells, where = torch.unique((flat * num_samples + samples)[flat >= 0], return_inverse=True)
-        summed = self.output_grads.new_zeros(len(cells), self.output_grads.shape[2])
-        summed.index_add_(0, where, self.output_grads.flatten(0, 1)[flat >= 0])
-        _, counts = torch.unique_consecutive(cells // num_samples, return_counts=True)
-        gram = summed.new_zeros(num_samples, num_samples)
-        start = 0
-        for count in counts.tolist():
-            members, block = (cells % num_samples)[start : start + count], summed[start : start + count]
-            gram[members[:, None], members] += block @ block.T
-            start += count
-        return gram
+        keys, where = torch.unique((flat * num_samples + samples)[flat >= 0], return_inverse=True)
+        cells = self.output_grads.new_zeros(len(keys), self.output_grads.shape[2])
+        cells.index_add_(0, where, self.output_grads.flatten(0, 1)[flat >= 0])
+        owners = keys % num_samples
+        _, counts = torch.unique_consecutive(keys // num_samples, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        gram = cells.new_zeros(num_samples * num_samples)
+        size = 1
+        while len(counts) and size < 2 * int(counts.max()):
+            some = (counts <= size) & (counts > size // 2)
+            steps = torch.arange(size, device=flat.device)
+            places = (starts[some, None] + steps).clamp_max(len(keys) - 1)
+            present = steps < counts[some, None]
+            block = cells[places] * present[..., None]
+            pairs = owners[places][:, :, None] * num_samples + owners[places][:, None, :]
+            gram.index_add_(0, pairs.flatten(), torch.bmm(block, block.transpose(1, 2)).flatten())
+            size *= 2
+        return gram.view(num_samples, num_samples)
 
     def squared_norms(self) -> Tensor:
         """‖g_n‖², [N], by position pairs with equal indices."""

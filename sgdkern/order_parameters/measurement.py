@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class OrderParameters:
         batch_size: B.
         replacement: Whether a minibatch may hold a sample twice.
         num_samples: N.
-        notes: By key of `as_dict`, why a number is missing or is below the noise floor.
+        notes: By key of `scalars`, why a number is missing or is below the noise floor.
         statistics: What they were read from; serves further partitions of the same samples.
     """
 
@@ -50,10 +51,19 @@ class OrderParameters:
         return None if self.groups is None else torch.tensor(self.groups.cosines, dtype=torch.float64)
 
     def __getitem__(self, key: str) -> float:
-        """One number by its key in `as_dict`."""
-        return self.as_dict()[key]
+        """One number by its key in `scalars`."""
+        return self.scalars()[key]
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
+        """Everything measured: the `scalars`, and with groups the matrix of their ``cosines``.
+
+        Returns:
+            Values by name; ``cosines`` is a tuple of rows, groups and then the mean of all samples.
+        """
+        matrix = {} if self.groups is None else {"cosines": self.groups.cosines}
+        return {**self.scalars(), **matrix}
+
+    def scalars(self) -> dict[str, float]:
         """All numbers, flat.
 
         Returns:
