@@ -88,6 +88,13 @@ _HEADLINES = {
     "no phase II": "Too many wrong labels: the network never held the pattern before it memorised them",
     "not enough of a run": "Too short a run to tell its phases",
 }
+_METHODS = {
+    "aum": "the area under the margin: the logit of the given label minus the largest other one, averaged over the run "
+    "until memorising begins; where it is negative the label looks wrong",
+    "mean_loss": "their loss, averaged over the run until memorising begins",
+    "loss": "their loss at the cleaning time",
+    "paper": "their loss where the two components of a mixture fitted to the losses are farthest apart",
+}
 _VERDICT_ADVICE = {
     "no phase II": (
         "There was no stretch in which right and wrong labels could be told apart. Do not rely on the label issues "
@@ -153,8 +160,8 @@ def _standfirst(run: RunFolder) -> str:
     dataset, model = run.summary.get("dataset") or {}, run.summary.get("model") or {}
     parts = []
     if model.get("text") and dataset.get("name"):
-        size = f" ({dataset['num_train']:,} samples)" if isinstance(dataset.get("num_train"), int) else ""
-        parts.append(f"{model['text']}, trained on {dataset['name']}{size}.")
+        size = f", {dataset['num_train']:,} samples" if isinstance(dataset.get("num_train"), int) else ""
+        parts.append(f"A network ({model['text']}) trained on {dataset['name']}{size}.")
     if len(run.history):
         end = when(run, float(run.history.steps[-1]))
         parts.append(f"{len(run.history)} measurements of every sample’s gradient, up to {end}.")
@@ -230,7 +237,7 @@ def _labels(run: RunFolder) -> list[str]:
     issues = run.issues
     found, total = int(issues.is_label_issue.sum()), len(issues.index)
     method = (run.summary.get("cleaning") or {}).get("method")
-    how = f" The score: {method}." if method else ""
+    how = f" Samples are ranked by {_METHODS.get(str(method), method)}." if method else ""
     share = f"{found:,} of {total:,} labels ({percent(found / total)}) look wrong" if found else "No label looks wrong"
     words = [f"{share}; no true label was used.{how}"]
     rate, low, high = (run.number("noise_rate", key) for key in ("estimate", "low", "high"))

@@ -81,7 +81,7 @@ class Canvas:
     legend_y: float
 
 
-def canvas(title: str, *, width: float = 4.8, height: float = 3.4, strip: bool = True, legend_rows: int = 1) -> Canvas:
+def canvas(title: str, *, width: float = 4.5, height: float = 3.4, strip: bool = True, legend_rows: int = 1) -> Canvas:
     """Lay out one panel: title, legend, room for the phases' strip, axes.
 
     Args:

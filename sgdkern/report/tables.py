@@ -17,8 +17,8 @@ _METRICS = {
     "train_error": "training error",
     "test_loss": "test loss, nats",
     "test_error": "test error",
-    "effective_dimension_hidden": "D_s of the hidden weights",
 }
+_HIDDEN = "hidden weights alone"
 _GROUPS = ("given", "blind", "random")
 _PARTITIONS = {"given": "true groups*", "blind": "blind groups", "random": "random split"}
 
@@ -74,13 +74,12 @@ def by_phase(run: RunFolder) -> Table | None:
     rows: list[tuple[str, ...]] = []
     records = list(columns.values())
     for key, entry in REGISTRY.items():
-        _add(
-            rows,
-            f"{entry.symbol}" + ("" if entry.unit == "1" else f", {entry.unit}"),
-            [r.values.get(key) for r in records],
-        )
-    dimensions = [_dimension(run, name, record) for name, record in zip([*chosen, ""], records)]
-    _add(rows, "D_s, directions", dimensions)
+        label = entry.symbol if entry.unit == "1" else f"{entry.symbol}, {entry.unit}"
+        _add(rows, label, [record.values.get(key) for record in records])
+    spectra = run.representative(lambda record: record.spectrum is not None)  # not every record has one
+    measured = [r if r.spectrum else spectra.get(name) for name, r in zip([*chosen, ""], records)]
+    _add(rows, "D_s, directions", [r.spectrum.effective_dimension if r and r.spectrum else None for r in measured])
+    _add(rows, f"D_s, {_HIDDEN}", [r.metrics.get("effective_dimension_hidden") if r else None for r in measured])
     for partition in _GROUPS:
         scalars = [record.scalars(partition) for record in records]
         for key in dict.fromkeys(key for row in scalars for key in row):
@@ -140,12 +139,12 @@ def everything(run: RunFolder) -> Table | None:
         return None
     metrics = _keys(record.metrics for record in records)
     values = [key for key in REGISTRY if any(key in record.values for record in records)]
-    others = [key for key in _keys(record.values for record in records) if key not in REGISTRY]
+    others = [key for key in _keys(record.values for record in records) if key not in REGISTRY and _tells(records, key)]
     grouped = [(name, key) for name in _GROUPS for key in _keys(record.scalars(name) for record in records)]
     columns = (
         ("step",)
         + (("epoch",) if run.in_epochs else ())
-        + tuple(metrics)
+        + tuple(_METRICS.get(key, f"D_s, {_HIDDEN}" if key == "effective_dimension_hidden" else key) for key in metrics)
         + tuple(REGISTRY[key].symbol for key in values)
         + tuple(others)
         + ("D_s",)
@@ -193,10 +192,12 @@ def definitions() -> Table:
     return Table(("symbol", "meaning", "unit"), tuple(rows))
 
 
-def _dimension(run: RunFolder, phase: str, record: Record) -> float | None:
-    """D_s of the record, or of the phase's representative spectrum where the record has none."""
-    chosen = record if record.spectrum else run.representative(lambda r: r.spectrum is not None).get(phase)
-    return chosen.spectrum.effective_dimension if chosen is not None and chosen.spectrum else None
+def _tells(records: list[Record], key: str) -> bool:
+    """Whether a column differs from the value it bounds: where all samples were measured, the bounds are the value."""
+    value = key.removesuffix("_low").removesuffix("_high").removesuffix("_unbiased")
+    return value == key or any(
+        not math.isclose(r.values.get(key, math.nan), r.values.get(value, math.nan), rel_tol=1e-9) for r in records
+    )
 
 
 def _add(rows: list[tuple[str, ...]], label: str, values: list[float | None]) -> None:

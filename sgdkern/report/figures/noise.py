@@ -73,7 +73,7 @@ def cumulative(run: RunFolder) -> Panel | None:
         if spectrum.effective_dimension <= len(share):
             axes.plot(
                 spectrum.effective_dimension, ENERGY, "o", color=_look(name)["color"], markersize=6, zorder=4,
-                markeredgecolor="white", markeredgewidth=1,
+                markeredgecolor="white", markeredgewidth=1, clip_on=False,
             )  # fmt: skip
     axes.axhline(ENERGY, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5)
     style.log_rank_axis(axes, longest)
@@ -105,9 +105,9 @@ def dimension(run: RunFolder) -> Panel | None:
     ])
     if np.isfinite(values).sum() < 3:
         return None
-    lines = [Line("$D_s$, all parameters", values, style.WHOLE)]
+    lines = [Line("all parameters", values, style.WHOLE)]
     if (hidden := column(run, "effective_dimension_hidden")) is not None:
-        lines.append(Line("$D_s$, hidden weights", hidden, style.CHOSEN, (0, (3, 1.3))))
+        lines.append(Line("hidden weights", hidden, style.CHOSEN, (0, (3, 1.3))))
     figure = over_time(run, "Effective dimension of the noise", "$D_s$ (directions)", lines)
     figure.axes[0].set_ylim(bottom=0)
     caption = "D_s over the run. It usually grows while wrong labels are memorised."

@@ -187,8 +187,7 @@ def projection_variance(run: RunFolder) -> Panel | None:
     )
     caption = (
         "σ_λ², the variance of minibatch gradients along their mean, over the squared mean. Low: all minibatches push "
-        "the "
-        "same way (I, III). High: their pushes cancel (II, IV). The phases are read from this curve, without any label."
+        "the same way (I, III). High: their pushes cancel (II, IV). It follows the phases without any label."
     )
     return Panel("fig1d_projection_variance", "training", figure, caption, "Projection variance over time.")
 

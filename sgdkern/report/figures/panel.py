@@ -61,7 +61,7 @@ def over_time(
     reference: float | None = None,
     percent: bool = False,
     columns: int | None = None,
-    width: float = 4.8,
+    width: float = 4.5,
     height: float = 3.4,
 ) -> Figure:
     """Draw curves over the logarithm of time, with the phases and the cleaning time.

@@ -31,7 +31,7 @@ def errors(run: RunFolder) -> Panel | None:
         lines.append(Line("training, right labels*", split[0], style.CORRECT, (0, (4, 1.5)), 1.4))
         lines.append(Line("training, wrong labels*", split[1], style.WRONG, (0, (1.5, 1.2)), 1.4))
     figures = []
-    for width, height, columns in ((10.6, 4.2, 5), (4.8, 4.1, 2)):
+    for width, height, columns in ((10.6, 4.2, 5), (4.5, 4.1, 2)):
         figure = over_time(
             run, "Errors over the run", "samples misclassified", lines, ylim=(-0.07, 1.03), percent=True,
             columns=columns, width=width, height=height,
@@ -96,7 +96,7 @@ def _mark_best(run: RunFolder, axes: Axes, test: Array) -> None:
     if len(finite) < 2:
         return
     best, last = int(finite[np.argmin(test[finite])]), int(finite[-1])
-    marks = [(best, "center", (0, -13))] if best != last else []
+    marks = [(best, "left", (5, -12))] if best != last else []
     for row, align, shift in (*marks, (last, "right", (-4, 9))):
         axes.plot(run.time[row], test[row], "o", color=style.TEST, markersize=5, zorder=4, clip_on=False)
         axes.annotate(
