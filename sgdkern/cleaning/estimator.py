@@ -242,6 +242,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         inputs = self._inputs(X, reset=True)
         y = column_or_1d(y.cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            raise ValueError("LabelCleaner: y contains NaN or infinity. Drop the samples without a label.")
         check_classification_targets(y)
         if len(y) != len(inputs):
             raise ValueError(f"LabelCleaner: X and y must have one row a sample, got {len(inputs)} and {len(y)}.")
