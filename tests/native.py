@@ -35,13 +35,13 @@ def compile_dev(name: str, *flags: str) -> Path:
 
 
 @functools.cache
-def kernels() -> ModuleType:
-    """Return the raw CPU kernels by instruction set, on NumPy arrays."""
+def dev_module(name: str) -> ModuleType:
+    """Return csrc/dev/<name>.cpp as a Python module."""
     pybind11 = pytest.importorskip("pybind11")
     includes = ["-I" + pybind11.get_include(), "-I" + sysconfig.get_path("include")]
-    path = compile_dev("kernels.cpp", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *includes)
-    loader = importlib.machinery.ExtensionFileLoader("kernels", str(path))
-    spec = importlib.util.spec_from_loader("kernels", loader)
+    path = compile_dev(f"{name}.cpp", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *includes)
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import compile_dev, kernels
+from native import compile_dev, dev_module
 from torch.utils._pytree import tree_map_only
 
 from sgdkern.ops import LIBRARIES, OPS, gram
@@ -132,7 +132,7 @@ CPP_TYPES = {
     "int64_t": "int",
     "double": "float",
 }
-TWINS = sorted(path for folder in ("cpu", "cuda") for path in (ROOT / "csrc" / folder).glob("*.c*"))
+TWINS = sorted([*(ROOT / "csrc" / "cpu").glob("*.cpp"), *(ROOT / "csrc" / "cuda").glob("*.cu")])
 
 
 @pytest.mark.parametrize("path", TWINS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -246,7 +246,7 @@ def test_gram_survives_sizes_that_no_machine_holds():
 
 
 def test_every_instruction_set_agrees_with_the_reference():
-    native = kernels()
+    native = dev_module("kernels")
     for dtype, function in [(torch.float32, native.gram_float32), (torch.float64, native.gram_float64)]:
         for args in samples(gram, dtype, "cpu"):
             inputs, output_grads, constant_columns = args
@@ -255,6 +255,23 @@ def test_every_instruction_set_agrees_with_the_reference():
                 one = torch.from_numpy(function(*dense, constant_columns, name, 1))
                 assert_accurate(gram, args, one)
                 assert torch.equal(one, torch.from_numpy(function(*dense, constant_columns, name, 3)))
+
+
+def test_the_cuda_kernel_s_logic_run_on_the_cpu():
+    """Fibers for threads; copies that land when waited for; shared memory that starts as NaN."""
+    native = dev_module("cuda_kernels")
+    generator = torch.Generator().manual_seed(0)
+    cases = [*samples(gram, torch.float32, "cpu")[:-1], factors(65, (16, 20, 33)), factors(130, (12, 5))]
+    cases.append((
+        [torch.randn(7, 3, generator=generator)] * 40,
+        [torch.randn(7, 2, generator=generator)] * 40,
+        [True] * 40,
+    ))
+    for inputs, output_grads, constant_columns in cases:
+        for dtype, function in [(torch.float32, native.gram_float32), (torch.float64, native.gram_float64)]:
+            sides = [[f.to(dtype).contiguous() for f in side] for side in (inputs, output_grads)]
+            result = function(*[[f.numpy() for f in side] for side in sides], constant_columns)
+            assert_accurate(gram, (*sides, constant_columns), torch.from_numpy(result))
 
 
 @pytest.mark.slow
