@@ -17,20 +17,18 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-O3", "-std=c++20"]
 FLAGS = {"cxx": [*ABI, "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"], "nvcc": [*ABI, "-DUSE_CUDA"]}
-SOURCES = {"cpu": sorted(glob("csrc/cpu/*.cpp")), "cuda": sorted(glob("csrc/cuda/*.cu"))}
 CHOICE = os.environ.get("SGDKERN_BUILD", "auto")
+SOURCES = {"cpu": sorted(glob("csrc/cpu/*.cpp")), "cuda": sorted(glob("csrc/cuda/*.cu"))}
 
 
 def missing(target: str) -> str | None:
     """Why a target cannot be built here, None when it can."""
-    if not shutil.which(os.environ.get("CXX", "c++")):
-        return "no C++ compiler found (name one in CXX)"
-    if target == "cpu":
-        return None
+    if (no_compiler := not shutil.which(os.environ.get("CXX", "c++"))) or target == "cpu":
+        return "no C++ compiler found (name one in CXX)" if no_compiler else None
     if not (cuda := torch.version.cuda) or not shutil.which(nvcc := f"{CUDA_HOME}/bin/nvcc"):
         return "no nvcc found (name its folder in CUDA_HOME)" if cuda else "this PyTorch was built without CUDA"
-    text = subprocess.check_output([nvcc, "--version"], text=True)
-    return None if f"release {cuda.split('.')[0]}." in text else f"nvcc is not of CUDA {cuda}, as this PyTorch is"
+    fits = f"release {cuda.split('.')[0]}." in subprocess.check_output([nvcc, "--version"], text=True)
+    return None if fits else f"nvcc is not of CUDA {cuda}, as this PyTorch is"
 
 
 def libraries(target: str) -> list[Extension]:
@@ -48,14 +46,14 @@ class Build(BuildExtension):
         try:
             super().build_extension(ext)
         except RuntimeError as error:
-            raise CompileError(str(error)) from error  # which for an optional library is only reported
+            raise CompileError from error  # which for an optional library is only reported
 
 
-class PlainWheel(bdist_wheel):
+class PlainWheel(bdist_wheel):  # one for every Python
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", super().get_tag()[2])  # one wheel for every Python
+        return ("py3", "none", super().get_tag()[2])
 
 
-ASKED = {"auto": SOURCES, "cpu": ["cpu"], "cuda": SOURCES, "none": []}[CHOICE]
 COMMANDS = {"build_ext": Build.with_options(no_python_abi_suffix=True), "bdist_wheel": PlainWheel}
-setup(ext_modules=[library for target in ASKED for library in libraries(target)], cmdclass=COMMANDS)
+TARGETS = {"auto": SOURCES, "cpu": ["cpu"], "cuda": SOURCES, "none": []}[CHOICE]
+setup(ext_modules=[library for target in TARGETS for library in libraries(target)], cmdclass=COMMANDS)
