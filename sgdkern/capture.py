@@ -19,7 +19,7 @@ from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss, unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, count_samples, forward, part_of, slices_of
-from sgdkern.recorded_pass import check_gradients, entries, gradients, recorded
+from sgdkern.recorded_pass import check_finite, check_gradients, entries, gradients, recorded
 from sgdkern.recorder import Site
 from sgdkern.study import Plan, plan_for
 
@@ -89,7 +89,7 @@ def per_sample_gradients(
     else:
         raise TypeError(
             "per_sample_gradients: loss_fn (with inputs and targets) or batch_loss (with batch) must be given, got "
-            "neither."
+            "neither. Give one of the two forms."
         )
     loss_key = getattr(batch_loss or loss_fn, "__code__", type(batch_loss or loss_fn))
     problem = Problem(model, tracked, run, batch, count_samples(batch), seed, loss_key)
@@ -140,6 +140,10 @@ def tracked_parameters(model: nn.Module, params: Params) -> dict[str, nn.Paramet
             "params=."
         )
     for name, parameter in chosen.items():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(
+                f"per_sample_gradients: parameters must be initialised, but {name!r} is lazy. Run a forward pass first."
+            )
         if parameter.is_complex():
             raise ValueError(
                 f"per_sample_gradients: parameters must be real, got {parameter.dtype} for {name!r}. Leave it out by "
@@ -158,8 +162,9 @@ def _captured(problem: Problem) -> GradientMatrix:
     """G for one chunk of samples."""
     with preserve(problem.model, seed=problem.seed):
         seen = recorded(problem)
-        plan = plan_for(problem, seen)
         seen.grads = gradients(seen.losses.sum(), [site.edge for site in seen.recorder.sites])
+        check_finite(seen)
+        plan = plan_for(problem, seen)
         placed = entries(seen, plan.layouts, plan.explicit)
         if plan.explicit:
             rows = explicit_gradients(problem, list(plan.explicit), method=plan.method)

@@ -101,7 +101,12 @@ def check_losses(losses: Any, num_samples: int) -> Tensor:
             "Is the first axis of every input and target the sample?"
         )
     if not losses.is_floating_point():
-        raise ValueError(f"per_sample_gradients: losses must be floating point, got {losses.dtype}.")
+        raise ValueError(f"per_sample_gradients: losses must be floating point, got {losses.dtype}. Is it an accuracy?")
+    if not losses.requires_grad:
+        raise ValueError(
+            "per_sample_gradients: losses must be part of an autograd graph, got a tensor without one. "
+            "Is something detached, or computed under torch.no_grad, between the parameters and the loss?"
+        )
     bad = (~torch.isfinite(losses.detach())).nonzero()[:, 0].tolist()
     if bad:
         raise RuntimeError(

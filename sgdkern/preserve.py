@@ -29,7 +29,7 @@ def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    saved = [(buffer, buffer._version, buffer.detach().clone()) for _, _, buffer in buffers]
+    saved = [(buffer, buffer.detach().clone()) for _, _, buffer in buffers]
     devices = sorted({
         p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None
     })
@@ -49,11 +49,11 @@ def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
             _restore(buffers, saved)
 
 
-def _restore(buffers: list[tuple[nn.Module, str, Tensor]], saved: list[tuple[Tensor, int, Tensor]]) -> None:
-    """Put back buffers that were written to or replaced."""
+def _restore(buffers: list[tuple[nn.Module, str, Tensor]], saved: list[tuple[Tensor, Tensor]]) -> None:
+    """Put back buffers that were written to or replaced; batch norm writes without a new version of the tensor."""
     with torch.no_grad():
-        for (module, name, buffer), (_, version, copy) in zip(buffers, saved, strict=True):
-            if buffer._version != version:
+        for (module, name, buffer), (_, copy) in zip(buffers, saved, strict=True):
+            if not torch.equal(buffer, copy):
                 buffer.copy_(copy)
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer

@@ -183,17 +183,32 @@ def _derived(tensor: Tensor, names: tuple[str, ...], parameters: Sequence[Tensor
     return Derived(names, pullback, pushforward)
 
 
+def check_finite(seen: Pass) -> None:
+    """Raise where a gradient of a pass is not finite, naming the parameters and, by a pass for each, the samples."""
+    pairs = zip(seen.recorder.sites, seen.grads, strict=True)
+    sites = [site for site, grad in pairs if grad is not None and not torch.isfinite(grad).all()]
+    if sites:
+        edges = [site.edge for site in sites]
+        found = [
+            sample
+            for sample, loss in enumerate(seen.losses)
+            if any(grad is not None and not torch.isfinite(grad).all() for grad in gradients(loss, edges))
+        ]
+        raise _not_finite(frozenset[str]().union(*(site.parameters for site in sites)), found)
+
+
 def check_gradients(placed: Sequence[Entry]) -> None:
     """Raise where a gradient is not finite, naming the parameters and the samples."""
     for entry in placed:
-        grads = entry.factors.output_grads
-        if torch.isfinite(grads.sum()):  # one pass; whatever is not finite makes the sum so
-            continue
-        finite = torch.isfinite(grads.flatten(1)).all(1)
+        finite = torch.isfinite(entry.factors.output_grads.flatten(1)).all(1)
         if not finite.all():
-            bad = (~finite).nonzero()[:, 0].tolist()
-            raise RuntimeError(
-                f"per_sample_gradients: gradients must be finite, but those at {sorted(entry.parameters)} are not for "
-                f"{len(bad)} samples "
-                f"(first: {bad[:10]}). Look at these inputs, or lower the learning rate: training may have diverged."
-            )
+            raise _not_finite(entry.parameters, (~finite).nonzero()[:, 0].tolist())
+
+
+def _not_finite(parameters: Collection[str], samples: Sequence[int]) -> RuntimeError:
+    """The error for gradients that are not finite."""
+    return RuntimeError(
+        f"per_sample_gradients: gradients must be finite, but those at {sorted(parameters)[:5]} are not for "
+        f"{len(samples)} samples (first: {list(samples[:10])}). Look at these inputs, or lower the learning rate: "
+        "training may have diverged."
+    )

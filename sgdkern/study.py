@@ -128,6 +128,7 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
     Raises:
         ValueError: if samples are coupled.
     """
+    _refuse_hidden(seen.losses)
     sites = seen.recorder.sites
     edges = [site.edge for site in sites]
     weights = 2.0 ** torch.arange(seen.num_samples, dtype=seen.losses.dtype, device=seen.losses.device).remainder(8)
@@ -243,6 +244,23 @@ def _elementwise_mixture(plain: Tensor, weighted: Tensor, weights: Tensor) -> bo
         error = torch.minimum(error, (weighted - plain * weight).abs())
     tolerance = max(AGREEMENT.get(plain.dtype, 2e-3), 1e-5)
     return bool(error.norm() > tolerance * weighted.norm())
+
+
+def _refuse_hidden(losses: Tensor) -> None:
+    """Raise where a reentrant checkpoint hides its layers from autograd's graph."""
+    nodes, known = [losses.grad_fn], {losses.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "per_sample_gradients: layers must be part of the autograd graph, but a reentrant checkpoint hides "
+                "its own. Call torch.utils.checkpoint.checkpoint with use_reentrant=False."
+            )
+        following = {further for further, _ in node.next_functions} - known
+        known |= following
+        nodes.extend(following)
 
 
 def _uses_batch_statistics(module: nn.Module) -> bool:
