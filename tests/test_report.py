@@ -256,6 +256,15 @@ def test_every_verdict_has_its_words(tmp_path: Path, verdict: str, names: list[s
     assert f"Verdict: {verdict}." in page.text
 
 
+def test_a_network_that_learned_nothing_is_told_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "nothing")
+    change_json(folder / "summary.json", test_error={"final": 0.74, "best": 0.72})
+    page = words(folder)
+    assert page.text.startswith("The network learned nothing that holds on the test data")
+    assert "do not rely on these phases" in page.text
+    assert "What to do:" not in page.text
+
+
 @pytest.mark.parametrize("kept", [1, 3])
 def test_a_run_that_has_just_begun(tmp_path: Path, kept: int) -> None:
     folder = write_run(tmp_path / "short")

@@ -118,7 +118,7 @@ def describe(run: RunFolder) -> Findings:
         headline=_headline(run),
         standfirst=_standfirst(run),
         facts=tuple(_facts(run)),
-        phases=tuple(_phase(run, phase) for phase in (run.phases.phases if run.phases else ())),
+        phases=tuple(_phase(run, phase) for phase in _trusted(run)),
         phase_note=_phase_note(run),
         labels=tuple(_labels(run)),
         scoring=tuple(_scoring(run)),
@@ -140,6 +140,8 @@ def percent(share: float) -> str:
 def _headline(run: RunFolder) -> str:
     if not len(run.history):
         return "Nothing was measured yet"
+    if _learned_nothing(run):
+        return "The network learned nothing that holds on the test data"
     if run.phases is None:
         return "A run without phase labels"
     if run.phases.verdict in _HEADLINES:
@@ -154,6 +156,17 @@ def _headline(run: RunFolder) -> str:
             else ("No phases were found")
         )
     return f"{share} of the labels look wrong, and the network began to memorise them at {when(run, third.start)}"
+
+
+def _trusted(run: RunFolder) -> tuple[Phase, ...]:
+    """The phases that the reader is given advice on."""
+    return () if run.phases is None or _learned_nothing(run) else run.phases.phases
+
+
+def _learned_nothing(run: RunFolder) -> bool:
+    """Whether the test error never fell below nine tenths of that of guessing: what was called phase II was none."""
+    best, classes = run.number("test_error", "best"), run.number("dataset", "num_classes")
+    return best is not None and classes is not None and best > 0.9 * (1 - 1 / classes)
 
 
 def _standfirst(run: RunFolder) -> str:
@@ -179,7 +192,7 @@ def _facts(run: RunFolder) -> list[Fact]:
     if run.issues is not None:
         found = int(run.issues.is_label_issue.sum())
         facts.append(Fact("labels to look at", f"{found:,}", f"of {len(run.issues.index):,} training samples"))
-    if run.cleaning_step is not None:
+    if run.cleaning_step is not None and not _learned_nothing(run):
         error = run.number("test_error", "at_cleaning_step")
         note = f"test error there: {percent(error)}" if error is not None else ""
         facts.append(Fact("best time to clean or stop", when(run, run.cleaning_step), note))
@@ -228,6 +241,11 @@ def _phase_note(run: RunFolder) -> str:
     reason = run.phases.reason.strip()
     reason = reason if not reason or reason.endswith(".") else reason + "."
     advice = _VERDICT_ADVICE.get(run.phases.verdict, "")
+    if _learned_nothing(run):
+        advice = (
+            "But the test error never fell far below that of guessing: do not rely on these phases, nor on the label "
+            "issues below. The labels may be too wrong, or the training too short or unsuitable, to learn anything."
+        )
     return " ".join(filter(None, [f"Verdict: {run.phases.verdict}.", reason[:1].upper() + reason[1:], advice]))
 
 

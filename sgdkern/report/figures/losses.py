@@ -111,7 +111,7 @@ def accuracies(run: RunFolder) -> Panel | None:
     ]
     if len(found) < 2 or run.number("test_error", "cleaned") is None:
         return None
-    panel = style.canvas("What cleaning gains", strip=False, legend_rows=0)
+    panel = style.canvas("What cleaning gains", height=1.1 + 0.575 * len(found), strip=False, legend_rows=0)
     axes = panel.axes
     width = panel.figure.get_size_inches()[0]
     box = axes.get_position()
@@ -131,13 +131,13 @@ def accuracies(run: RunFolder) -> Panel | None:
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel("test accuracy")
-    caption = (
-        "Accuracy on the test images after training on the labels as given, on what cleaning keeps, and (*for scoring "
-        "only) "
-        "on exactly the samples whose labels are right (Fig. 6D)."
-    )
+    caption = "Accuracy on the test data after training on all labels as given, and again without the issues found"
+    if run.number("test_error", "perfect") is not None:
+        caption += ", or (*for scoring only) on exactly the samples whose labels are right"
     words = "; ".join(f"{label.replace(chr(10), ' ')} {value:.1%}" for label, value, _ in found)
-    return Panel("fig6d_accuracy", "labels", panel.figure, caption, f"Bar chart of test accuracies: {words}.")
+    return Panel(
+        "fig6d_accuracy", "labels", panel.figure, caption + " (Fig. 6D).", f"Bar chart of test accuracies: {words}."
+    )
 
 
 def phase_title(name: str) -> str:

@@ -96,7 +96,8 @@ def _mark_best(run: RunFolder, axes: Axes, test: Array) -> None:
     if len(finite) < 2:
         return
     best, last = int(finite[np.argmin(test[finite])]), int(finite[-1])
-    marks = [(best, "left", (5, -12))] if best != last else []
+    late = run.time[best] > run.time[last] / 3  # then there is no room on its right
+    marks = [(best, "right" if late else "left", (-5 if late else 5, -12))] if best != last else []
     for row, align, shift in (*marks, (last, "right", (-4, 9))):
         axes.plot(run.time[row], test[row], "o", color=style.TEST, markersize=5, zorder=4, clip_on=False)
         axes.annotate(
