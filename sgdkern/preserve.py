@@ -54,6 +54,6 @@ def _restore(buffers: list[tuple[nn.Module, str, Tensor]], saved: list[tuple[Ten
     with torch.no_grad():
         for (module, name, buffer), (_, copy) in zip(buffers, saved, strict=True):
             if not torch.equal(buffer, copy):
-                buffer.copy_(copy)
+                buffer.data.copy_(copy)  # by .data: graphs that have saved the buffer do not mind
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer

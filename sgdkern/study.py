@@ -138,8 +138,8 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
         name: dense_gradient(grad, parameter)
         for (name, parameter), grad in zip(tracked.items(), weighted[len(edges) :], strict=True)
     }
-    _refuse_coupled(model, sites, plain, weighted, weights)
     layouts = [_layout(one, other, weights) for one, other in zip(plain, weighted, strict=False)]
+    _refuse_coupled(model, sites, layouts, plain, weighted, weights)
     rounding = dict.fromkeys(tracked, 0.0)
     for site, grad in zip(sites, weighted, strict=False):
         if grad is not None:
@@ -218,15 +218,18 @@ def _layout(plain: Tensor | None, weighted: Tensor | None, weights: Tensor) -> P
 def _refuse_coupled(
     model: nn.Module,
     sites: Sequence[Site],
+    layouts: Sequence[Place],
     plain: Sequence[Tensor | None],
     weighted: Sequence[Tensor | None],
     weights: Tensor,
 ) -> None:
-    """Raise where some element's gradient belongs to no one sample."""
-    for site, one, other in zip(sites, plain, weighted, strict=False):
-        if one is None or other is None or _elementwise_mixture(one, other, weights) is False:
+    """Raise where some element's gradient belongs to no one sample, or rows to none and batch statistics are about."""
+    names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
+    for site, layout, one, other in zip(sites, layouts, plain, weighted, strict=False):
+        if one is None or other is None:
             continue
-        names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
+        if not (names and layout is None) and not _elementwise_mixture(one, other, weights):
+            continue
         blame = f"modules that use batch statistics: {names}" if names else f"seen at {sorted(site.parameters)[:3]}"
         raise ValueError(
             f"per_sample_gradients: samples must not be coupled, but a sample's loss depends on other samples "
