@@ -1,0 +1,107 @@
+"""Times every compiled operation against the machine's own matrix product rate and its reference."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdkern.benchmark.measurement import median_seconds
+from sgdkern.ops import OPS
+from sgdkern.ops.registry import Arguments
+
+CEILING_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class OperationSpeed:
+    """One operation on one shape.
+
+    Attributes:
+        operation: Its name.
+        shape: The shape, in words.
+        dtype: The element type.
+        threads: PyTorch's number of threads.
+        seconds: Median time of the operation as installed.
+        reference_seconds: The same of the reference in plain PyTorch.
+        gflops: Useful 10^9 operations a second.
+        ceiling_gflops: The rate of a square matrix product in this process.
+    """
+
+    operation: str
+    shape: str
+    dtype: str
+    threads: int
+    seconds: float
+    reference_seconds: float
+    gflops: float
+    ceiling_gflops: float
+
+    @property
+    def share_of_ceiling(self) -> float:
+        """Of the matrix product rate, counting useful operations only: above 1/2 nothing is computed twice."""
+        return self.gflops / self.ceiling_gflops
+
+
+def _normal(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _gram_arguments(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    """The factors of fully connected networks, forward widths and samples."""
+    for num_samples, widths in [
+        (4000, (784, 50, 50, 10)),
+        (1024, (784, 1024, 1024, 10)),
+        (2048, (784, 1024, 1024, 10)),
+        (512, (784, 4096, 4096, 10)),
+        (2048, (784, 4096, 4096, 10)),
+    ]:
+        inputs = [_normal(dtype, num_samples, width) for width in widths[:-1]]
+        output_grads = [_normal(dtype, num_samples, width) for width in widths[1:]]
+        yield f"{'-'.join(map(str, widths))}, N = {num_samples}", (inputs, output_grads, [True] * len(inputs))
+
+
+ARGUMENTS: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {"gram": _gram_arguments}
+
+
+def ceiling_gflops(dtype: torch.dtype) -> float:
+    """Measure the rate of a square matrix product in the type that sums are kept in.
+
+    Args:
+        dtype: The operands' type; bfloat16 and float16 are summed in float32.
+
+    Returns:
+        10^9 operations a second.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    a, b = _normal(wide, CEILING_SIZE, CEILING_SIZE), _normal(wide, CEILING_SIZE, CEILING_SIZE)
+    torch.mm(a, b)
+    seconds, _ = median_seconds(lambda: torch.mm(a, b), at_least=5)
+    return 2e-9 * CEILING_SIZE**3 / seconds
+
+
+def operation_speeds(dtype: torch.dtype, *, threads: int) -> Iterator[OperationSpeed]:
+    """Time every operation that has shapes to be timed on.
+
+    Args:
+        dtype: The operands' type.
+        threads: PyTorch's number of threads.
+
+    Yields:
+        One line a shape, each with its own ceiling: the machine may be busier at one time than at another.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for name, arguments in ARGUMENTS.items():
+            op = OPS[name]
+            for shape, args in arguments(dtype):
+                ceiling = ceiling_gflops(dtype)
+                op(*args)
+                seconds, _ = median_seconds(lambda op=op, args=args: op(*args))  # type: ignore[misc]
+                reference, _ = median_seconds(lambda op=op, args=args: op.reference(*args), budget=1.0)  # type: ignore[misc]
+                gflops = op.cost(*args).flops / seconds / 1e9
+                kind = str(dtype).removeprefix("torch.")
+                yield OperationSpeed(name, shape, kind, threads, seconds, reference, gflops, ceiling)
+    finally:
+        torch.set_num_threads(before)
