@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from PIL import Image
 from run_folder import change_json, write_run
 
 from sgdkern.history import History
+from sgdkern.record import GroupRecord
 from sgdkern.report import style, write_report
 from sgdkern.report.figures import draw
 from sgdkern.report.html import page as render
@@ -294,6 +295,22 @@ def test_non_finite_values_and_steps_without_epochs(tmp_path: Path) -> None:
     page = read(folder)
     assert "steps 48 to 360" in page.text
     assert "−∞" in page.text
+
+
+def test_groups_of_any_number_and_name(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "groups")
+    history = History.load(folder / "history.jsonl")
+    names = ("cat_1", "a$b$c", "<i>dog")
+    cosines = ((1.0, 0.1, 0.2, 0.3), (0.1, 1.0, 0.4, 0.5), (0.2, 0.4, 1.0, 0.6), (0.3, 0.5, 0.6, 1.0))
+    group = GroupRecord(names, (40, 40, 40), (1.0, 2.0, 3.0), (0.1, 0.2, 0.3), cosines)
+    named = History(history.header)
+    for record in history:
+        named.append(replace(record, groups={"given": group}))
+    named.save(folder / "history.jsonl")
+    page = read(folder)
+    assert not page.all("i")
+    assert "A_<i>dog, given groups" in page.text
+    assert "true groups" not in page.text
 
 
 def test_a_folder_without_a_history_is_refused(tmp_path: Path) -> None:

@@ -144,6 +144,16 @@ class RunFolder:
             return None
         return found if np.isfinite(found) else None
 
+    def group_names(self, partition: str) -> tuple[str, ...]:
+        """Return the names of a partition's groups, none where it was not measured."""
+        found = (record.groups[partition].names for record in self.history if partition in record.groups)
+        return next(found, ())
+
+    @cached_property
+    def given_groups(self) -> str:
+        """What the groups of the partition `given` are: named c and w they are the truth, correct and wrong."""
+        return "true groups*" if self.group_names("given") == ("c", "w") else "given groups"
+
     @cached_property
     def cleaning_step(self) -> float | None:
         """The step at which labels are best told right from wrong, None where there is none."""

@@ -220,8 +220,8 @@ def shade_phases(panel: Canvas, spans: Iterable[tuple[str, float, float]]) -> No
         room = (right - left) * axes.get_position().width * width
         if room > 0.09 * len(name):
             axes.text(
-                (left + right) / 2, 1.0 + strip * 0.48, name, transform=axes.transAxes, ha="center", va="center",
-                fontsize=9, fontweight="bold", color=INK,
+                (left + right) / 2, 1.0 + strip * 0.48, literal(name), transform=axes.transAxes, ha="center",
+                va="center", fontsize=9, fontweight="bold", color=INK,
             )  # fmt: skip
 
 
@@ -240,6 +240,18 @@ def mark_time(axes: Axes, time: float) -> None:
 
 
 CLEANING_TIME = Line2D([], [], color=INK, marker="^", markersize=6.5, linestyle="", label="cleaning time")
+
+
+def literal(text: str) -> str:
+    """Keep matplotlib from reading a user's name as mathematics.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with its dollar signs escaped.
+    """
+    return text.replace("$", r"\$")
 
 
 def tint(colour: str, strength: float) -> tuple[float, float, float]:

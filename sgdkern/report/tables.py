@@ -20,7 +20,7 @@ _METRICS = {
 }
 _HIDDEN = "hidden weights alone"
 _GROUPS = ("given", "blind", "random")
-_PARTITIONS = {"given": "true groups*", "blind": "blind groups", "random": "random split"}
+_PARTITIONS = {"blind": "blind groups", "random": "random split"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ def by_phase(run: RunFolder) -> Table | None:
         scalars = [record.scalars(partition) for record in records]
         for key in dict.fromkeys(key for row in scalars for key in row):
             if partition == "given" or not key.startswith(("A", "R_a")):
-                _add(rows, f"{_symbol(key)}, {_PARTITIONS[partition]}", [row.get(key) for row in scalars])
+                _add(
+                    rows,
+                    f"{_symbol(key)}, {_PARTITIONS.get(partition, run.given_groups)}",
+                    [row.get(key) for row in scalars],
+                )
     for key, label in _METRICS.items():
         _add(rows, label, [record.metrics.get(key) for record in records])
     return Table(("", *columns), tuple(rows))

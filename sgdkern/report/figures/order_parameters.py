@@ -9,6 +9,7 @@ from sgdkern.report.figures.panel import Line, Panel, column, over_time
 from sgdkern.report.run_folder import RunFolder
 
 _PALETTE = (style.CORRECT, style.WRONG, style.TEST, style.CHOSEN, "#E69F00", "#56B4E9", style.MUTED)
+_DASHES: tuple[object, ...] = ((0, (4, 1.5)), (0, (1.5, 1.2)), "-", "-", "-", "-", "-")
 
 
 def activity(run: RunFolder) -> Panel | None:
@@ -91,22 +92,23 @@ def alignments(run: RunFolder) -> Panel | None:
     partition = _main_partition(run)
     if partition is None:
         return None
-    names = _names(run, partition)
+    names = run.group_names(partition)
     pair = _pair(run, partition)
+    join = _join(names)
     lines = []
-    if pair:
-        join = "" if all(len(name) == 1 for name in pair) else "_"
-        between = column(run, f"R_{pair[0]}{join}{pair[1]}", partition)
-        lines += [] if between is None else [Line("$R_{cw}$", between, style.WHOLE, width=2.2)]
-    join = "" if all(len(name) == 1 for name in names) else "_"
-    for name, colour, dashes in zip(names, _PALETTE, ((0, (4, 1.5)), (0, (1.5, 1.2)), "-", "-", "-", "-", "-")):
-        values = column(run, f"R_a{join}{name}", partition)
-        lines += [] if values is None else [Line(f"$R_{{a{name}}}$", values, colour, dashes, 1.4)]
+    if pair and (between := column(run, f"R_{pair[0]}{join}{pair[1]}", partition)) is not None:
+        lines.append(
+            Line("between the two" if join else f"$R_{{{pair[0]}{pair[1]}}}$", between, style.WHOLE, width=2.2)
+        )
+    for name, colour, dashes in zip(names, _PALETTE, _DASHES):
+        if (values := column(run, f"R_a{join}{name}", partition)) is not None:
+            label = style.literal(name) if join else f"$R_{{a{name}}}$"
+            lines.append(Line(label, values, colour, dashes, 1.4))
     if not lines:
         return None
     figure = over_time(run, "Alignment of the groups", "cosine", lines, ylim=(-1.05, 1.05), reference=0.0)
     caption = (
-        "Cosines between the mean gradients of the two groups (R_cw), and of each with that of all samples (R_ac, R_aw)"
+        "Cosines between the mean gradients of the two groups (R_cw), and of each group with all samples (R_ac, R_aw)"
         f"{_source(run)} (Fig. 4C). Above 0 the groups pull together: what one learns helps the other."
     )
     return Panel("fig4c_alignment", "groups", figure, caption, "Cosines between the groups’ mean gradients over time.")
@@ -124,12 +126,11 @@ def blind_alignment(run: RunFolder) -> Panel | None:
     lines = []
     for partition, label, colour, dashes in (
         ("random", "random split (chance)", style.NULL, "-"),
-        ("given", "true groups*", style.WHOLE, "-"),
+        ("given", run.given_groups, style.WHOLE, "-"),
         ("blind", "blind groups", style.CHOSEN, (0, (3, 1.3))),
     ):
         pair = _pair(run, partition)
-        join = "" if pair and all(len(name) == 1 for name in pair) else "_"
-        values = column(run, f"R_{pair[0]}{join}{pair[1]}", partition) if pair else None
+        values = column(run, f"R_{pair[0]}{_join(pair)}{pair[1]}", partition) if pair else None
         lines += [] if values is None else [Line(label, values, colour, dashes)]
     if len(lines) < 2:
         return None
@@ -199,36 +200,42 @@ def _with_groups(run: RunFolder, name: str, symbol: str) -> list[Line]:
         return []
     lines = [Line(symbol + " all", whole, style.WHOLE, width=2.2)]
     partition = _main_partition(run)
-    dashes = ((0, (4, 1.5)), (0, (1.5, 1.2)), "-", "-", "-", "-", "-")
     words = {"c": "correct*", "w": "wrong*"} if partition == "given" else {"c": "low loss", "w": "high loss"}
-    for group, colour, dash in zip(_names(run, partition) if partition else (), _PALETTE, dashes):
+    for group, colour, dash in zip(run.group_names(partition) if partition else (), _PALETTE, _DASHES):
         values = column(run, f"{name}_{group}", partition)
         if values is not None:
-            lines.append(Line(words.get(group, group), values, colour, dash, 1.5))
+            lines.append(Line(words.get(group, style.literal(group)), values, colour, dash, 1.5))
     return lines
 
 
 def _partitions(run: RunFolder) -> list[tuple[str, str, str, object]]:
-    found = [("given", "true groups*", style.WHOLE, "-"), ("blind", "blind groups", style.CHOSEN, (0, (3, 1.3)))]
-    return [entry for entry in found if _names(run, entry[0])]
-
-
-def _names(run: RunFolder, partition: str) -> tuple[str, ...]:
-    return next((record.groups[partition].names for record in run.history if partition in record.groups), ())
+    found = [("given", run.given_groups, style.WHOLE, "-"), ("blind", "blind groups", style.CHOSEN, (0, (3, 1.3)))]
+    return [entry for entry in found if run.group_names(entry[0])]
 
 
 def _pair(run: RunFolder, partition: str) -> tuple[str, str] | None:
-    names = _names(run, partition)
+    names = run.group_names(partition)
     return (names[0], names[1]) if len(names) == 2 else None
 
 
 def _main_partition(run: RunFolder) -> str | None:
-    return next((name for name in ("given", "blind") if _names(run, name)), None)
+    return next((name for name in ("given", "blind") if run.group_names(name)), None)
+
+
+def _join(names: tuple[str, ...]) -> str:
+    """What stands between the names of two groups in the name of their cosine, see `GroupRecord.scalars`."""
+    return "" if all(len(name) == 1 for name in names) else "_"
 
 
 def _source(run: RunFolder) -> str:
-    return {
-        "given": ", split by the true labels (scoring only)",
-        "blind": ", split without any true label, by a mixture fitted to the losses",
-        None: "",
-    }[_main_partition(run)]
+    """How the samples were split, for a caption."""
+    partition = _main_partition(run)
+    if partition == "blind":
+        return ", split without any true label, by a mixture fitted to the losses"
+    if partition is None:
+        return ""
+    if run.given_groups == "true groups*":
+        return ", split by the true labels (scoring only)"
+    return ", split as given" + (
+        f" (the first {len(_PALETTE)})" if len(run.group_names(partition)) > len(_PALETTE) else ""
+    )
