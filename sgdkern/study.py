@@ -223,12 +223,12 @@ def _refuse_coupled(
     weighted: Sequence[Tensor | None],
     weights: Tensor,
 ) -> None:
-    """Raise where some element's gradient belongs to no one sample, or rows to none and batch statistics are about."""
+    """Raise where some element's gradient belongs to no one sample, or is out of order beside batch statistics."""
     names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
     for site, layout, one, other in zip(sites, layouts, plain, weighted, strict=False):
         if one is None or other is None:
             continue
-        if not (names and layout is None) and not _elementwise_mixture(one, other, weights):
+        if not (names and not isinstance(layout, Layout)) and not _elementwise_mixture(one, other, weights):
             continue
         blame = f"modules that use batch statistics: {names}" if names else f"seen at {sorted(site.parameters)[:3]}"
         raise ValueError(
