@@ -29,7 +29,7 @@ class Levels:
 def alternating_levels(values: NDArray[np.float64], *, fourth_from: int = 0) -> Levels | None:
     """Fit min Σ_i (y_i − m_{level(i)})² over all step functions with m_1 < m_2 > m_3 < m_4, the fourth level optional.
 
-    The minimum is exact: all O(n³) choices of the three steps are compared (n = 80: about 30 ms).
+    The minimum is exact: all O(n³) choices of the three steps are compared (n = 80: a few ms).
 
     Args:
         values: The curve at evenly spaced points, float64 [n].
@@ -56,16 +56,19 @@ def alternating_levels(values: NDArray[np.float64], *, fourth_from: int = 0) -> 
     last_rises = (means < means[:, n][None, :]) & (points >= fourth_from)[None, :]
     tail = np.where(last_rises, gains + gains[:, n][None, :], -np.inf)  # [second cut, third cut]
     tail[:, n] = gains[:, n]
-    falls = means[:, :, None] > means[None, :, :]  # [first cut, second cut, third cut]
-    gain = np.where(falls, first[:, :, None] + tail[None, :, :], -np.inf)
-    best = np.unravel_index(int(np.argmax(gain)), gain.shape)
-    if not np.isfinite(gain[best]):
+    highest, cuts = -np.inf, (0, 0, 0)
+    for second in range(n + 1):
+        falls = means[:, second][:, None] > means[second][None, :]  # [first cut, third cut]
+        gain = np.where(falls, first[:, second][:, None] + tail[second][None, :], -np.inf)
+        best = int(gain.argmax())
+        if gain.flat[best] > highest:
+            highest, cuts = float(gain.flat[best]), (best // (n + 1), second, best % (n + 1))
+    if not np.isfinite(highest):
         return None
-    cuts = (int(best[0]), int(best[1]), int(best[2]))
     edges = [0, *cuts] if cuts[2] == n else [0, *cuts, n]
     scale = float(((values - values.mean()) ** 2).sum())
     return Levels(
         cuts=cuts,
         means=tuple(float(values[start:stop].mean()) for start, stop in zip(edges, edges[1:])),
-        explained=float(gain[best]) / scale if scale > 0 else 0.0,
+        explained=highest / scale if scale > 0 else 0.0,
     )
