@@ -33,6 +33,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write their real report in ``finished`` only: drawing takes longer than the run."""
+
+    def touch(folder: Path, **options: object) -> Path:
+        (folder / "report.html").touch()
+        return folder / "report.html"
+
+    monkeypatch.setattr(run_module, "write_report", touch)
+
+
 # --- what a run leaves ------------------------------------------------------------------------------------------------
 
 
@@ -162,9 +173,11 @@ KILLER = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
+import sgdkern.run
 from sgdkern.run import run, run_data
 from sgdkern.run_config import RunConfig
 
+sgdkern.run.write_report = lambda folder, **options: None  # tested elsewhere, and slow
 config, folder = RunConfig.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
 path = folder / "history.jsonl"
 run_data(config)  # what is imported now need not be imported by every child

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from sgdkern.cli.bench import bench
 from sgdkern.cli.checks import doctor, verify
 from sgdkern.cli.report import report
 from sgdkern.cli.run import run
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, report, verify, doctor):
+for command in (run, report, verify, bench, doctor):
     app.command(epilog=EPILOG)(command)
 
 

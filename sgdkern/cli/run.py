@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from sgdkern.cli.console import JsonOption, explicit, messages, plain_errors, print_json, results
 
@@ -66,7 +66,7 @@ def run(
     threads: Annotated[int, _train("CPU threads; with 1 the results are the same on any number of cores.")] = 1,
     measurements: Annotated[int, _measure("About how many, evenly spaced in the logarithm of the step.")] = 100,
     spectrum_every: Annotated[int, _measure("Take the noise spectrum at every so many measurements.")] = 5,
-    out: Annotated[Path | None, _folder("Where to write [runs/DATASET].")] = None,
+    out: Annotated[Path | None, _folder("Where to write [runs/DATASET, with a number if that is taken].")] = None,
     resume: Annotated[bool, _folder("Go on with a run that was stopped; it keeps its settings.", "--resume")] = False,
     overwrite: Annotated[bool, _folder("Replace an earlier run.", "--overwrite")] = False,
     as_json: JsonOption = False,
@@ -76,7 +76,7 @@ def run(
     Without options: scikit-learn's digits with half of the training labels wrong, in about a minute.
     """
     with plain_errors():
-        place = out or Path("runs") / dataset
+        place = out or _default_folder(Path("runs"), dataset, resume=resume or overwrite)
         config = _config(explicit(context), place, resume=resume)
         from sgdkern.run import run as main_job
 
@@ -86,6 +86,17 @@ def run(
             print_json(summary)
         else:
             _print_summary(summary, place)
+
+
+def _default_folder(runs: Path, dataset: str, *, resume: bool) -> Path:
+    """runs/DATASET, or with a number after it where that is taken; the latest of them to go on with or to replace."""
+    taken = None
+    for number in itertools.count(1):
+        folder = runs / (dataset if number == 1 else f"{dataset}-{number}")
+        if not folder.exists():
+            return taken if resume and taken is not None else folder
+        taken = folder
+    raise AssertionError
 
 
 def _config(given: Mapping[str, Any], folder: Path, *, resume: bool) -> RunConfig:
@@ -146,17 +157,20 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """The findings in a few lines, and where the report is."""
     phases, rate, errors = summary["phases"], summary["noise_rate"], summary["test_error"]
     cleaning = summary["cleaning"]
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("phases", f"{phases['verdict']}: {phases['reason']}")
     truth = "" if rate["true"] is None else f" (true: {rate['true']:.1%})"
-    table.add_row("wrong labels", f"{rate['estimate']:.1%}, {rate['low']:.1%} … {rate['high']:.1%}{truth}")
     scored = ""
     if cleaning["precision"] is not None:
         scored = f", precision {cleaning['precision']:.1%}, recall {cleaning['recall']:.1%}"
-    table.add_row("samples found", f"{cleaning['num_issues']} of {summary['dataset']['num_train']}{scored}")
     named = {"final": "as trained", "cleaned": "trained without them", "perfect": "trained on right labels only"}
-    told = [f"{errors[key]:.1%} {words}" for key, words in named.items() if errors[key] is not None]
-    table.add_row("test error", ", ".join(told))
-    table.add_row("time", f"{summary['seconds']['total']:.0f} s")
-    table.add_row("report", str(folder / "report.html"))
-    results().print(table)
+    lines = {
+        "phases": f"{phases['verdict']}: {phases['reason']}",
+        "wrong labels": f"{rate['estimate']:.1%}, {rate['low']:.1%} … {rate['high']:.1%}{truth}",
+        "samples found": f"{cleaning['num_issues']} of {summary['dataset']['num_train']}{scored}",
+        "test error": ", ".join(
+            f"{errors[key]:.1%} {words}" for key, words in named.items() if errors[key] is not None
+        ),
+        "time": f"{summary['seconds']['total']:.0f} s",
+        "report": str(folder / "report.html"),
+    }
+    for name, text in lines.items():
+        results().print(f"{name:<15}{text}", markup=False)

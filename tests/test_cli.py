@@ -1,0 +1,250 @@
+"""The command line: every command's help, its JSON, its exit codes, and errors without tracebacks."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgdkern.benchmark import FLOOR, METHODS, Measurement
+from sgdkern.cli import app
+from sgdkern.cli.run import _widths
+from sgdkern.cli.run import run as run_command
+from sgdkern.run_config import RunConfig
+
+RUNNER = CliRunner()
+COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+QUICK = ["--train-samples", "120", "--test-samples", "60", "--hidden", "8,8", "--epochs", "2", "--measurements", "3"]
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    result = RUNNER.invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def touch(folder: Path, **options: object) -> Path:
+        (folder / "report.html").touch()
+        return folder / "report.html"
+
+    monkeypatch.setattr("sgdkern.run.write_report", touch)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_json_and_exit_codes(command: str) -> None:
+    code, output, _ = call(command, "--help")
+    assert code == 0
+    assert "--json" in output
+    assert "Exit codes" in output
+
+
+def test_all_commands_are_there() -> None:
+    assert set(COMMANDS) >= {"run", "report", "verify", "bench", "doctor"}
+    code, output, _ = call("--help")
+    assert code == 0
+    assert all(command in output for command in COMMANDS)
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    """The options repeat the defaults of RunConfig, which is not imported to print the help."""
+    parameters = inspect.signature(run_command).parameters
+    settings = RunConfig().as_dict()
+    assert set(settings) < set(parameters)
+    given = {name: parameters[name].default for name in settings}
+    given["hidden"] = [int(width) for width in given["hidden"].split(",")]
+    given["noise"] = given["noise"] or "symmetric"
+    assert given == settings
+
+
+def test_run_prints_one_json_document(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, output, errors = call("run", *QUICK, "--out", folder, "--json")
+    assert code == 0, errors
+    assert json.loads(output) == json.loads((folder / "summary.json").read_text())
+
+
+def test_run_prints_its_findings_and_where_the_report_is(tmp_path: Path) -> None:
+    code, output, _ = call("run", *QUICK, "--out", tmp_path / "run")
+    assert code == 0
+    for word in ("phases", "wrong labels", "samples found", "test error", "report.html"):
+        assert word in output
+
+
+def test_an_occupied_folder_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, errors = call("run", *QUICK, "--out", tmp_path)
+    assert code == 2
+    assert "--resume" in errors
+    assert "--overwrite" in errors
+
+
+def test_resuming_needs_no_settings_and_takes_no_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert call("run", *QUICK, "--out", folder)[0] == 0
+    before = (folder / "history.jsonl").read_bytes()
+    assert call("run", "--resume", "--out", folder)[0] == 0
+    assert (folder / "history.jsonl").read_bytes() == before
+    code, _, errors = call("run", "--resume", "--out", folder, "--lr", 0.2)
+    assert code != 0
+    assert "lr=0.2 (was 0.05)" in errors
+
+
+def test_without_a_place_each_run_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits-2"):
+        assert call("run", *QUICK)[0] == 0
+        assert (tmp_path / "runs" / name / "report.html").exists()
+    assert call("run", "--resume")[0] == 0
+    assert not (tmp_path / "runs" / "digits-3").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lr", "0"], "lr must be above 0"),
+        (["--hidden", "a,b"], "--hidden takes whole numbers"),
+        (["--noise", "flip"], "noise must be one of"),
+        (["--dataset", "imagenet"], "dataset must be one of"),
+        (["--frobnicate"], "No such option"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(options: list[str], words: str, tmp_path: Path) -> None:
+    code, _, errors = call("run", "--out", tmp_path / "run", *options)
+    assert code == 2
+    assert words in re.sub(r"[\s│]+", " ", errors)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_are_missing_are_a_failure(tmp_path: Path) -> None:
+    code, _, errors = call("run", "--dataset", "folder", "--data-root", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert code == 1
+    assert "--data-root" in errors
+
+
+def test_divergence_is_a_failure_with_step_and_layer(tmp_path: Path) -> None:
+    code, _, errors = call("run", *QUICK, "--lr", "1e20", "--out", tmp_path / "run")
+    assert code == 1
+    assert re.search(r"error: Probe: .* at step \d+ for samples", errors)
+
+
+def test_widths_may_be_written_with_dashes() -> None:
+    assert _widths("64-32") == [64, 32]
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "users_own_model.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+
+            def example():
+                torch.manual_seed(0)
+                inputs, targets = torch.randn(10, 4), torch.arange(10) % 2
+                return torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss(), inputs, targets
+
+            def incomplete():
+                return torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss()
+            """
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return "users_own_model"
+
+
+def test_verify_a_users_model(user_module: str) -> None:
+    code, output, _ = call("verify", f"{user_module}:example")
+    assert code == 0
+    assert "agree with autograd" in output
+    code, output, _ = call("verify", f"{user_module}:example", "--json")
+    assert code == 0
+    assert json.loads(output)["agrees"] is True
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("users_own_model", "must be module:function"),
+        ("users_own_model:nothing", "has no 'nothing'"),
+        ("users_own_model:incomplete", "must return (model, loss_fn, inputs, targets), got tuple of 2"),
+        ("no_such_module:example", "cannot be imported"),
+    ],
+)
+def test_a_wrong_target_is_wrong_usage(user_module: str, target: str, words: str) -> None:
+    code, _, errors = call("verify", target)
+    assert code == 2
+    assert words in re.sub(r"[\s│]+", " ", errors)
+
+
+def test_a_disagreement_is_a_finding(user_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgdkern.verification.MARGIN", 0.0)
+    monkeypatch.setattr("sgdkern.verification.ROUNDINGS", 0.0)
+    assert call("verify", f"{user_module}:example")[0] == 1
+
+
+# --- bench ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "failure", "expected"), [(0.25, None, 0), (None, "out of memory", 1)])
+def test_bench(monkeypatch: pytest.MonkeyPatch, seconds: float | None, failure: str | None, expected: int) -> None:
+    def measured(workload: str, method: str, *, threads: int) -> Measurement:
+        if method == FLOOR:
+            return Measurement(workload, method, seconds=0.1)
+        return Measurement(workload, method, seconds=seconds, failure=failure)
+
+    monkeypatch.setattr("sgdkern.benchmark.measure_apart", measured)
+    name = next(iter(METHODS))
+    code, output, _ = call("bench", "narrow", "--method", name, "--json")
+    rows = json.loads(output)["measurements"]
+    assert code == expected
+    assert [row["method"] for row in rows] == [FLOOR, name]
+    assert rows[1]["ratio_to_floor"] == (None if seconds is None else 2.5)
+    code, output, _ = call("bench", "narrow", "--method", name)
+    assert code == expected
+    assert (failure or "2.50")[:3] in output
+
+
+def test_bench_of_an_unknown_workload_is_wrong_usage() -> None:
+    code, _, errors = call("bench", "enormous")
+    assert code == 2
+    assert "WORKLOAD must be one of" in re.sub(r"[\s│]+", " ", errors)
+
+
+# --- report, doctor ---------------------------------------------------------------------------------------------------
+
+
+def test_report_of_a_folder_that_is_none(tmp_path: Path) -> None:
+    code, _, errors = call("report", tmp_path)
+    assert code == 1
+    assert "history.jsonl" in errors
+
+
+def test_doctor_tells_every_operation() -> None:
+    code, output, _ = call("doctor", "--json")
+    assert code == 0
+    assert "gram" in json.loads(output)["operations"]
+    assert "gram" in call("doctor")[1]
+
+
+def test_the_module_is_the_command() -> None:
+    """In a process of its own: standard output holds the document and nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sgdkern.cli", "doctor", "--json"], capture_output=True, env=os.environ, check=True
+    )
+    assert json.loads(done.stdout)["versions"]["python"]
