@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from sgdkern.cleaning.confusion import NoiseMatrix, noise_matrix, noise_rates_by
 from sgdkern.cleaning.features import Projection, fit_projection
 from sgdkern.cleaning.members import Members, SeparateModels, StackedMLP
-from sgdkern.cleaning.mixture import probability_wrong, rate_of
+from sgdkern.cleaning.mixture import probability_wrong, rate_among_sure
 from sgdkern.cleaning.rounds import Round, Schedule, train_round
 from sgdkern.cleaning.scores import quality
 from sgdkern.cleaning.table import LabelIssues
@@ -54,7 +54,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Each network leaves a part of the data out; the agreement on the parts left out peaks before the networks begin to
     memorise wrong labels, and training stops at 1.5 times that. A sample's score is the margin of its given label,
     averaged over training and networks. Labels with a negative score are dropped, and in further rounds fresh networks
-    are trained on the rest; the scores of all rounds are averaged. No rate of noise need be known.
+    are trained on the rest; the scores of all rounds are averaged, later ones counting more. Issues are the labels with
+    a negative score, but no more of them than the noise rate found. Nothing need be known of the noise.
 
     Args:
         model: None for a stack of small ReLU networks; or a torch module, copied with its weights for each network;
@@ -190,9 +191,10 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
             self._check_finite(latest.margins)
             rounds.append(latest)
-            score += latest.margins / latest.margins.std().clamp(min=1e-12)
+            # later rounds count more: fewer wrong labels were trained on, and the first keeps the average steady
+            score += number * latest.margins / latest.margins.std().clamp(min=1e-12)
             kept = score >= 0
-        self._conclude(score.cpu().numpy() / num_rounds, codes, rounds, sources)
+        self._conclude(score.cpu().numpy() / sum(range(1, num_rounds + 1)), codes, rounds, sources)
         return self
 
     def predict_proba(self, X: Any) -> Array:
@@ -334,17 +336,20 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _conclude(self, score: Array, codes: Array, rounds: list[Round], sources: Array | None) -> None:
         """Set the fitted attributes from the scores and the rounds."""
         alone = np.bincount(codes, minlength=len(self.classes_))[codes] == 1
-        score = np.where(alone, 0.0, score)
         first = rounds[0]
-        predicted = rounds[-1].held_out_logits[:, : len(self.classes_)].argmax(dim=1).cpu().numpy()
-        p_wrong = probability_wrong(score, 0.0)
+        held_out = rounds[-1].held_out_logits[:, : len(self.classes_)].cpu().numpy()
+        predicted = held_out.argmax(axis=1)
+        self.noise_rate_ = rate_among_sure(held_out, codes)
+        # a negative margin is an issue, but hard samples with right labels have some too: no more than the rate found
+        cut = min(0.0, float(np.quantile(score, self.noise_rate_.estimate)))
+        score = np.where(alone, cut, score)
+        p_wrong = probability_wrong(score, cut)
         self.rounds_ = tuple(rounds)
         self.cleaning_time_ = first.last_epoch * first.steps_per_epoch
         self.phases_ = _spans(first)
-        self.noise_rate_ = rate_of(p_wrong)
         self.issues_ = LabelIssues(
-            is_label_issue=score < 0,
-            label_quality=quality(score, 0.0),
+            is_label_issue=score < cut,
+            label_quality=quality(score, cut),
             given_label=self.classes_[codes],
             predicted_label=self.classes_[predicted],
             p_wrong=p_wrong,

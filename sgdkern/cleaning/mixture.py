@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -134,20 +136,58 @@ def probability_wrong(scores: Array, threshold: float) -> Array:
     return np.clip(monotone, 0.0, 1.0)
 
 
-def rate_of(p_wrong: Array, *, confidence: float = 0.95) -> NoiseRate:
-    """Return the mean of p_wrong with the binomial (Wilson) interval of a share of N samples.
+def wilson(rate: float, count: float, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval for a share observed among so many samples.
+
+    Args:
+        rate: the share observed.
+        count: samples.
+        confidence: coverage.
+
+    Returns:
+        Its lower and upper end.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rate_of(p_wrong: Array) -> NoiseRate:
+    """Return the mean of p_wrong with the 95 % interval of a share of N samples.
 
     Args:
         p_wrong: [N].
-        confidence: coverage of the interval.
 
     Returns:
         The noise rate; the interval covers the sampling of N samples, not the errors of the score.
     """
-    from scipy.stats import norm
+    rate = float(p_wrong.mean())
+    return NoiseRate(rate, *wilson(rate, len(p_wrong)))
 
-    count, rate = len(p_wrong), float(p_wrong.mean())
-    z = float(norm.ppf(0.5 + confidence / 2))
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * np.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return NoiseRate(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+def rate_among_sure(held_out_logits: Array, labels: Array) -> NoiseRate:
+    """Estimate the noise rate where networks that have not seen a sample are surest of its label.
+
+    Those predictions are nearly always right, so that a given label which differs from them is wrong. Of each predicted
+    class the half with the largest gap between the two best logits is asked, and classes are weighted by their size.
+    Right as long as wrong labels are no more or less frequent among easy samples of a class than among hard ones.
+
+    Args:
+        held_out_logits: [N, C].
+        labels: [N] integer given labels.
+
+    Returns:
+        The noise rate; the interval covers the sampling of the N / 2 samples asked.
+    """
+    top = np.sort(held_out_logits, axis=1)
+    gaps = top[:, -1] - top[:, -2]
+    predicted = held_out_logits.argmax(axis=1)
+    total, asked = 0.0, 0
+    for name in np.unique(predicted):
+        members = np.flatnonzero(predicted == name)
+        sure = members[np.argsort(-gaps[members], kind="stable")[: max(1, len(members) // 2)]]
+        total += len(members) * float((labels[sure] != name).mean())
+        asked += len(sure)
+    rate = total / len(labels)
+    return NoiseRate(rate, *wilson(rate, asked), "sampling of the half of the samples that were asked")

@@ -11,6 +11,7 @@ from torch import Tensor
 from sgdkern.cleaning.members import Members
 
 MIN_STEPS = 20  # small data take several passes an epoch, or forty epochs would be too few steps to learn anything
+MIN_EPOCHS = 8  # at high noise the accuracy of the first epochs is chance: its largest value must not be one of them
 STOP_AFTER = 1.5  # margins are averaged to 1.5 times the epoch of the best held-out accuracy, then training stops
 
 
@@ -124,7 +125,7 @@ def train_round(
         accuracy.append(float(((margins > 0) & judged).sum() / judged.sum().clamp(min=1)))
         if on_epoch is not None:
             on_epoch(epoch)
-        if epoch > STOP_AFTER * _best(accuracy):
+        if epoch >= MIN_EPOCHS and epoch > STOP_AFTER * _best(accuracy):
             break
     best = _best(accuracy)
     last = min(len(running), round(STOP_AFTER * best))
