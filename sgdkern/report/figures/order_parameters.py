@@ -135,7 +135,7 @@ def blind_alignment(run: RunFolder) -> Panel | None:
     if len(lines) < 2:
         return None
     figure = over_time(
-        run, "The same, blind, and by chance", "$R_{cw}$, cosine", lines, ylim=(-1.05, 1.05), reference=0.0, columns=2
+        run, "Alignment, blind and by chance", "$R_{cw}$, cosine", lines, ylim=(-1.05, 1.05), reference=0.0, columns=2
     )
     caption = (
         "R_cw of groups formed without any true label, and of a random split of the samples in two. A mean gradient "
