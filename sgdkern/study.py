@@ -58,20 +58,17 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     """The plan of a model whose calls look like these: a known one, or a new study's."""
     signatures = tuple(site.signature for site in seen.recorder.sites)
     training = tuple(module.training for module in problem.model.modules())
-    key = (
-        signatures,
-        tuple(problem.tracked),
-        problem.loss_key,
-        min(problem.num_samples, STUDY_SAMPLES),
-        problem.seed is None,
-        training,
-    )
+    what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, training)
     known = _plans.setdefault(problem.model, {})
-    if key in known:
-        return known[key]
+    studied = min(problem.num_samples, STUDY_SAMPLES)
+    for count in range(
+        STUDY_SAMPLES, studied - 1, -1
+    ):  # more samples tell more, so a last small batch learns from them
+        if (what, count) in known:
+            return known[what, count]
     plan = _studied(problem, seen, signatures)
     if plan.conclusive:
-        known[key] = plan
+        known[what, studied] = plan
     return plan
 
 
