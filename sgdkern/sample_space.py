@@ -102,10 +102,19 @@ def trace_by_passes(source: Source) -> float:
     return _trace(source, float(source.squared_norms().mean(dtype=torch.float64)), float(mean @ mean))
 
 
-def trace_by_gram(source: Source, gram: Tensor) -> float:
-    """Tr Σ from K: the mean of its diagonal less the mean of all."""
-    diagonal = float(gram.diagonal().mean(dtype=torch.float64))
-    return _trace(source, diagonal, float(gram.mean(1, dtype=torch.float64).mean()))
+def _moments(source: Source, gram: Tensor) -> tuple[float, float]:
+    """Tr Σ and tr Σ² from K, in float64 and some rows at a time so that no second K is made."""
+    n = source.num_samples
+    means, squares = [], 0.0
+    for rows in gram.split(256):
+        exact = rows.double()
+        means.append(exact.mean(1))
+        squares += float(exact.flatten() @ exact.flatten())
+    row_means = torch.cat(means)
+    mean = float(row_means.mean())
+    # ‖H K H‖² = ‖K‖² − 2 N ‖row means‖² + N² mean².
+    second = (squares - 2 * n * float(row_means @ row_means)) / n**2 + mean**2
+    return _trace(source, float(gram.diagonal().mean(dtype=torch.float64)), mean), second
 
 
 def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
@@ -113,7 +122,7 @@ def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
     n, gram = G.num_samples, G.gram()
     row_means = gram.mean(1, dtype=torch.float64)
     centred = (gram.double() - row_means - row_means[:, None] + row_means.mean()) / n
-    trace = trace_by_gram(G, gram)
+    trace = _trace(G, float(gram.diagonal().mean(dtype=torch.float64)), float(row_means.mean()))
     count = min(*G.shape, request.num_eigenvalues or n)
     vectors = None
     if request.vectors:
@@ -129,15 +138,7 @@ def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
 
 def stored_gram(source: Source, gram: Tensor | TiledGram, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos on K, [N, N] in memory or tiles in a file."""
-    n = source.num_samples
-    second = None
-    if isinstance(gram, Tensor):
-        # ‖H K H‖² = ‖K‖² − 2 N ‖row means‖² + N² mean²: all in float64, some rows at a time so that no second K is
-        # made.
-        means = gram.mean(1, dtype=torch.float64)
-        squares = sum(float(part.double().square().sum()) for part in gram.split(256))
-        second = (squares - 2 * n * float(means.square().sum())) / n**2 + float(means.mean()) ** 2
-    trace = trace_by_gram(source, gram) if isinstance(gram, Tensor) else trace_by_passes(source)
+    trace, second = _moments(source, gram) if isinstance(gram, Tensor) else (trace_by_passes(source), None)
     return _sample_vectors(source, lambda u: gram @ u.to(source.dtype), trace, second, request)
 
 

@@ -1,0 +1,373 @@
+"""The spectrum against the peers, in the same run and in turns: curvlinops and eigsh, nngeometry's K and LAPACK.
+
+    pip install curvlinops-for-pytorch nngeometry        # the extra `peers`
+    OMP_NUM_THREADS=1 python -m pytest benchmarks/test_spectrum.py -s
+
+Correctness first: each contestant's numbers are compared before any time is. CPU seconds are compared, not wall
+seconds, so that other work on the machine disturbs less; the best of the rounds is taken on either side. Results go to
+benchmarks/results/spectrum.json.
+"""
+
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sgdkern.capture import per_sample_gradients
+from sgdkern.spectrum import noise_spectrum
+
+RESULT = Path(__file__).resolve().parent / "results" / "spectrum.json"
+DATA = Path(os.environ.get("SGDKERN_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
+LOSS = nn.CrossEntropyLoss()
+
+# Widths, N, epochs of SGD (batch 25) before it is measured: the narrow network in its first epoch, where
+# the spectrum is broad, and in its exploration phase, the paper's; the wide ones after one epoch.
+WORKLOADS = {
+    "784-50-50-10, N = 4000": ((784, 50, 50, 10), 4000, 10),
+    "784-50-50-10, N = 4000, first epoch": ((784, 50, 50, 10), 4000, 1),
+    "784-1024-1024-10, N = 1024": ((784, 1024, 1024, 10), 1024, 1),
+    "784-4096-4096-10, N = 512": ((784, 4096, 4096, 10), 512, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def lines() -> Iterator[list[dict[str, Any]]]:
+    """The results, written when all is done; lines of earlier runs that were not measured again are kept."""
+    found: list[dict[str, Any]] = []
+    yield found
+    known = json.loads(RESULT.read_text())["lines"] if RESULT.exists() else []
+    again = {(line["workload"], line["what"]) for line in found}
+    kept = [line for line in known if (line["workload"], line["what"]) not in again]
+    machine = {
+        "cpu": "x86-64, 2 cores, shared with other work" if os.cpu_count() == 2 else f"{os.cpu_count()} cores",
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    RESULT.write_text(json.dumps({"machine": machine, "lines": kept + found}, indent=1) + "\n")
+
+
+def mlp(sizes: tuple[int, ...], seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    pairs = list(zip(sizes, sizes[1:], strict=False))
+    layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def images(count: int) -> tuple[Tensor, Tensor]:
+    """MNIST images, pixels in [0, 1]."""
+    from torchvision.datasets import MNIST
+
+    if not (DATA / "mnist4k").exists():
+        pytest.skip(f"no {DATA / 'mnist4k'}: set SGDKERN_DATA")
+    data = MNIST(DATA / "mnist4k", train=True)
+    return data.data[:count].flatten(1).float() / 255, data.targets[:count]
+
+
+def problem(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model after some epochs of SGD, and its data."""
+    sizes, count, epochs = WORKLOADS[name]
+    model, (inputs, targets) = mlp(sizes), images(count)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1 if sizes[1] == 50 else 0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for index in torch.randperm(count, generator=generator).split(25):
+            optimiser.zero_grad()
+            LOSS(model(inputs[index]), targets[index]).backward()
+            optimiser.step()
+    optimiser.zero_grad()
+    return model, inputs, targets
+
+
+def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result
+
+
+def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> tuple[float, float, Any, Any]:
+    """Best CPU seconds of either side, after one round each that is not counted."""
+    mine, others = [], []
+    for _ in range(rounds + 1):
+        mine.append(seconds(ours))
+        others.append(seconds(theirs))
+    counted = slice(1, None) if rounds > 1 else slice(None)
+    return min(t for t, _ in mine[counted]), min(t for t, _ in others[counted]), mine[-1][1], others[-1][1]
+
+
+def ours(model: nn.Module, inputs: Tensor, targets: Tensor, **options: Any) -> Any:
+    return noise_spectrum(per_sample_gradients(model, LOSS, inputs, targets), strict=True, **options)
+
+
+def dimension(eigenvalues: np.ndarray) -> int:
+    return int((np.cumsum(eigenvalues) < 0.9 * eigenvalues.sum()).sum()) + 1
+
+
+def centred(gram: Tensor) -> Tensor:
+    gram = gram.double()
+    return (gram - gram.mean(0) - gram.mean(1)[:, None] + gram.mean()) / len(gram)
+
+
+def nngeometry_spectrum(model: nn.Module, inputs: Tensor, targets: Tensor) -> np.ndarray:
+    from nngeometry.gram import GramMatrix
+
+    def losses(x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(x), y, reduction="none")[:, None]
+
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=len(inputs))
+    gram = GramMatrix(model, loader, losses).to_torch().squeeze()
+    return np.asarray(torch.linalg.eigvalsh(centred(gram.detach())).flip(0))
+
+
+def plain_spectrum(model: nn.Module, inputs: Tensor, targets: Tensor) -> np.ndarray:
+    """K by the factors in a few lines of plain torch, then LAPACK."""
+    kept: list[Tensor] = []
+    x = inputs
+    linears = [layer for layer in model if isinstance(layer, nn.Linear)]
+    outputs = []
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            kept.append(x.detach())
+            x = layer(x)
+            outputs.append(x)
+        else:
+            x = layer(x)
+    grads = torch.autograd.grad(nn.functional.cross_entropy(x, targets, reduction="sum"), outputs)
+    assert len(grads) == len(linears)
+    gram = sum((a @ a.T + 1) * (g @ g.T) for a, g in zip(kept, grads, strict=True))
+    return np.asarray(torch.linalg.eigvalsh(centred(gram.detach())).flip(0))
+
+
+def curvlinops_top(model: nn.Module, inputs: Tensor, targets: Tensor, count: int, batch: int) -> np.ndarray:
+    """The top of the centred covariance: curvlinops' empirical Fisher less ḡ ḡᵀ, scipy's eigsh."""
+    from curvlinops import EFLinearOperator
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    parameters = dict(model.named_parameters())
+    data = list(zip(inputs.split(batch), targets.split(batch), strict=True))
+    fisher = EFLinearOperator(model, LOSS, parameters, data, check_deterministic=False).to_scipy()
+    mean = torch.cat([
+        g.flatten() for g in torch.autograd.grad(LOSS(model(inputs), targets), list(parameters.values()))
+    ])
+    direction = mean.numpy()
+    operator = LinearOperator(
+        fisher.shape, matvec=lambda v: fisher @ v - direction * (direction @ v.ravel()), dtype=np.float32
+    )
+    start = np.random.default_rng(0).standard_normal(len(direction)).astype(np.float32)
+    return eigsh(operator, k=count, which="LA", tol=1e-4, v0=start, return_eigenvectors=False)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "bar"), [(name, 3.0 if "4000" in name else 1.6) for name in WORKLOADS], ids=list(WORKLOADS)
+)
+@pytest.mark.parametrize("peer", ["nngeometry", "plain torch"])
+def test_ninety_percent_spectrum(name: str, bar: float, peer: str, lines: list[dict[str, Any]]) -> None:
+    if peer == "nngeometry":
+        pytest.importorskip("nngeometry")
+    model, inputs, targets = problem(name)
+    theirs = nngeometry_spectrum if peer == "nngeometry" else plain_spectrum
+    mine, other, found, truth = in_turns(
+        lambda: ours(model, inputs, targets), lambda: theirs(model, inputs, targets), rounds=3
+    )
+    assert abs(found.effective_dimension - dimension(truth)) <= 1
+    np.testing.assert_allclose(found.eigenvalues[:10].numpy(), truth[:10], rtol=1e-3)
+    lines.append({
+        "workload": name,
+        "what": f"90 % of the trace, against {peer}'s K + LAPACK",
+        "effective_dimension": found.effective_dimension,
+        "ours_s": round(mine, 4),
+        "theirs_s": round(other, 4),
+        "ratio": round(other / mine, 2),
+        "bar": bar if peer == "nngeometry" else None,
+    })
+    print(lines[-1])
+    if peer == "nngeometry" and "first" not in name:
+        assert other / mine >= bar
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_top_ten_against_curvlinops(name: str, lines: list[dict[str, Any]]) -> None:
+    pytest.importorskip("curvlinops")
+    model, inputs, targets = problem(name)
+    large = "4096" in name
+    mine, other, found, truth = in_turns(
+        lambda: ours(model, inputs, targets, num_eigenvalues=10),
+        lambda: curvlinops_top(model, inputs, targets, 10, len(inputs)),
+        rounds=0 if large else 1,
+    )
+    np.testing.assert_allclose(found.eigenvalues[:10].numpy(), truth, rtol=2e-3)
+    lines.append({
+        "workload": name,
+        "what": "top 10, against curvlinops + eigsh",
+        "ours_s": round(mine, 4),
+        "theirs_s": round(other, 4),
+        "ratio": round(other / mine, 2),
+        "bar": 60 if large else None,
+    })
+    print(lines[-1])
+    if large:
+        assert other / mine >= 60
+
+
+@pytest.mark.parametrize("num_samples", [128, 512, 1024, 2048, 4000])
+@pytest.mark.parametrize("sizes", [(784, 50, 50, 10), (784, 512, 512, 10)], ids=["50", "512"])
+@pytest.mark.parametrize("num_eigenvalues", [None, 10])
+def test_auto_is_near_the_best_route(
+    num_samples: int, sizes: tuple[int, ...], num_eigenvalues: int | None, lines: list[dict[str, Any]]
+) -> None:
+    """At most 1.2 times slower than the best of the routes; on gradients already captured."""
+    model, (inputs, targets) = mlp(sizes), images(num_samples)
+
+    def timed(**options: Any) -> float:
+        times = []
+        for _ in range(4 if num_samples < 2048 else 2):
+            G = per_sample_gradients(model, LOSS, inputs, targets)
+            times.append(seconds(lambda G=G: noise_spectrum(G, num_eigenvalues=num_eigenvalues, **options))[0])
+        return min(times)
+
+    routes = {"gram": timed(method="gram"), "whole": whole(model, inputs, targets)}
+    if num_samples <= 1024 or sizes[1] == 50:
+        routes["lanczos"] = timed(method="lanczos")
+    auto = timed()
+    best = min(routes.values())
+    lines.append({
+        "workload": f"{'-'.join(map(str, sizes))}, N = {num_samples}",
+        "what": f"auto against the best route, {num_eigenvalues or '90 %'}",
+        "auto_s": round(auto, 4),
+        **{f"{route}_s": round(value, 4) for route, value in routes.items()},
+        "ratio": round(auto / best, 2),
+        "bar": 1.2,
+    })
+    print(lines[-1])
+
+
+def whole(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    """K and LAPACK, whatever N."""
+    times = []
+    for _ in range(2):
+        G = per_sample_gradients(model, LOSS, inputs, targets)
+        times.append(seconds(lambda G=G: torch.linalg.eigvalsh(centred(G.gram())))[0])
+    return min(times)
+
+
+def test_twenty_thousand_samples_within_a_gigabyte(lines: list[dict[str, Any]], tmp_path: Path) -> None:
+    """784-1024-1024-10 at N = 20,000, K (1.6 GB) kept in a file; curvlinops' cost is one product's times its number."""
+    pytest.importorskip("curvlinops")
+    sizes, count = (784, 1024, 1024, 10), 20_000
+    base, labels = images(4000)
+    generator = torch.Generator().manual_seed(0)
+    inputs = base.repeat(5, 1) + 0.3 * torch.randn(count, 784, generator=generator)
+    targets = labels.repeat(5)
+    model = mlp(sizes)
+    batches = list(zip(inputs.split(1000), targets.split(1000), strict=True))
+    lines.append(twenty_thousand(model, inputs, targets, batches, tmp_path))
+    print(lines[-1])
+
+
+def twenty_thousand(
+    model: nn.Module, inputs: Tensor, targets: Tensor, batches: list[Any], folder: Path
+) -> dict[str, Any]:
+    from curvlinops import EFLinearOperator
+
+    from sgdkern.streaming import StreamingGradients
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    stream = StreamingGradients(model, LOSS, batches, cache=folder, memory_bound=2**28)
+    mine, found = seconds(lambda: noise_spectrum(stream, num_eigenvalues=100, memory_bound=2**28, scratch=folder))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert found.converged
+    parameters = dict(model.named_parameters())
+    fisher = EFLinearOperator(model, LOSS, parameters, batches, check_deterministic=False).to_scipy()
+    vector = np.random.default_rng(0).standard_normal(fisher.shape[0]).astype(np.float32)
+    product = min(seconds(lambda: fisher @ vector)[0] for _ in range(2))
+    # eigsh needs at least 2 k + 1 products for k eigenvalues, and keeps as many vectors of P.
+    least = 2 * 100 + 1
+    return {
+        "workload": "784-1024-1024-10, N = 20000",
+        "what": "100 eigenvalues, K in a file, against curvlinops (a product times the 201 that eigsh takes)",
+        "ours_s": round(mine, 2),
+        "theirs_s": round(product * least, 2),
+        "ratio": round(product * least / mine, 2),
+        "ours_extra_memory_mib": round((peak - before) / 1024),
+        "theirs_basis_mib": round(least * fisher.shape[0] * 4 / 2**20),
+        "route": found.reason,
+        "bar": 4,
+    }
+
+
+def test_a_pass_over_fifty_thousand_samples(lines: list[dict[str, Any]], tmp_path: Path) -> None:
+    """3072-512-512-10, random images of CIFAR-10's size: a pass against an epoch of ordinary training."""
+    from sgdkern.streaming import StreamingGradients
+
+    count, size = 50_000, 1000
+    model = mlp((3072, 512, 512, 10))
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, 3072, generator=generator)
+    targets = torch.randint(0, 10, (count,), generator=generator)
+    batches = list(zip(inputs.split(size), targets.split(size), strict=True))
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-9)
+
+    def epoch() -> None:
+        for x, y in batches:
+            optimiser.zero_grad()
+            LOSS(model(x), y).backward()
+            optimiser.step()
+
+    optimiser.zero_grad()
+    epoch_s = min(seconds(epoch)[0] for _ in range(2))
+    line: dict[str, Any] = {"workload": "3072-512-512-10, N = 50000", "what": "a pass, in epochs of training"}
+    for cache in (None, tmp_path):
+        stream = StreamingGradients(model, LOSS, batches, cache=cache)
+        line[f"first_pass_{'cached' if cache else 'recomputed'}"] = round(seconds(stream.squared_norms)[0] / epoch_s, 2)
+        v, w = torch.randn(stream.num_params), torch.randn(count)
+        products = {
+            "G v": lambda stream=stream, v=v: stream.matvec(v),
+            "G^T w": lambda stream=stream, w=w: stream.rmatvec(w),
+            "Sigma v": lambda stream=stream, v=v: stream.covariance_matvec(v),
+        }
+        for name, product in products.items():
+            taken = min(seconds(product)[0] for _ in range(2))
+            line[f"{name}, {'cached' if cache else 'recomputed'}"] = round(taken / epoch_s, 2)
+    line |= {"epoch_s": round(epoch_s, 2), "bar": "0.8 cached, 1.4 recomputed"}
+    line["process_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    line["data_mib"] = round(inputs.numel() * 4 / 2**20)
+    lines.append(line)
+    print(line)
+
+
+@pytest.mark.parametrize("route", ["gram", "lanczos"])
+def test_growth(route: str, lines: list[dict[str, Any]]) -> None:
+    """Cost against N, P and the number of eigenvalues; `python benchmarks/spectrum_growth.py` plots it."""
+    points = [("N", n, 256, 10) for n in (250, 500, 1000, 2000, 4000)]
+    points += [("P", 1000, width, 10) for width in (64, 128, 256, 512, 1024)]
+    points += [("eigenvalues", 1000, 256, k) for k in (1, 3, 10, 30, 100)]
+    for axis, count, width, k in points:
+        model, (inputs, targets) = mlp((784, width, width, 10)), images(count)
+
+        def spectrum() -> Any:
+            G = per_sample_gradients(model, LOSS, inputs, targets)  # noqa: B023
+            return noise_spectrum(G, num_eigenvalues=k, method=route)  # noqa: B023
+
+        took = min(seconds(spectrum)[0] for _ in range(2))
+        num_params = sum(parameter.numel() for parameter in model.parameters())
+        lines.append({
+            "workload": f"784-{width}-{width}-10, N = {count}, {k} eigenvalues, {axis}",
+            "what": f"growth, {route}",
+            "axis": axis,
+            "N": count,
+            "P": num_params,
+            "eigenvalues": k,
+            "seconds": round(took, 4),
+        })
+        print(lines[-1])
