@@ -220,6 +220,13 @@ def test_history_alone_makes_a_shorter_report(tmp_path: Path) -> None:
     assert "truly" not in page.text
 
 
+def test_the_score_is_told_in_words(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "method")
+    change_json(folder / "summary.json", cleaning={"method": "aum"})
+    assert "area under the margin" in words(folder).text
+    assert "averaged over the run until memorising begins" in words(folder).text
+
+
 def test_unknown_truth_is_not_scored(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "unknown")
     lines = (folder / "label_issues.csv").read_text(encoding="utf-8").splitlines()

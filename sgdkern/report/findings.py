@@ -89,9 +89,9 @@ _HEADLINES = {
     "not enough of a run": "Too short a run to tell its phases",
 }
 _METHODS = {
-    "aum": "the area under the margin: the logit of the given label minus the largest other one, averaged over the run "
-    "until memorising begins; where it is negative the label looks wrong",
-    "mean_loss": "their loss, averaged over the run until memorising begins",
+    "aum": "the area under the margin: the logit of the given label minus the largest other one, averaged over "
+    "{span}; where it is negative the label looks wrong",
+    "mean_loss": "their loss, averaged over {span}",
     "loss": "their loss at the cleaning time",
     "paper": "their loss where the two components of a mixture fitted to the losses are farthest apart",
 }
@@ -255,7 +255,10 @@ def _labels(run: RunFolder) -> list[str]:
     issues = run.issues
     found, total = int(issues.is_label_issue.sum()), len(issues.index)
     method = (run.summary.get("cleaning") or {}).get("method")
-    how = f" Samples are ranked by {_METHODS.get(str(method), method)}." if method else ""
+    memorised = run.phases is not None and any(phase.name == "III" for phase in run.phases.phases)
+    span = "the run until memorising begins" if memorised else "the run"
+    score = _METHODS.get(str(method), str(method)).replace("{span}", span)
+    how = f" Samples are ranked by {score}." if method else ""
     share = f"{found:,} of {total:,} labels ({percent(found / total)}) look wrong" if found else "No label looks wrong"
     words = [f"{share}; no true label was used.{how}"]
     rate, low, high = (run.number("noise_rate", key) for key in ("estimate", "low", "high"))
