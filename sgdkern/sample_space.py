@@ -68,12 +68,13 @@ class EigenPairs:
 
     Attributes:
         values: λ_k, descending [k], float64.
-        vectors: v_k, unit columns in parameter space [P, k], where asked for.
+        vectors: Their unit eigenvectors as columns, of H K H / N [N, k] or of Σ [P, k]; where asked for.
         residual_norms: Bound on the distance of λ_k to an eigenvalue [k].
         trace: tr Σ.
         second_moment: Σ λ² over the whole spectrum, where known exactly.
         num_matvecs: Vectors multiplied.
         remedy: What to change, empty where converged.
+        of_parameters: Whether the vectors are those of Σ.
     """
 
     values: Tensor
@@ -83,6 +84,7 @@ class EigenPairs:
     second_moment: float | None
     num_matvecs: int
     remedy: str
+    of_parameters: bool = False
 
 
 def rounding(source: Source) -> float:
@@ -127,7 +129,7 @@ def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
     vectors = None
     if request.vectors:
         values, rotation = torch.linalg.eigh(centred)
-        vectors = _in_parameter_space(G, rotation.flip(1)[:, :count])
+        vectors = rotation.flip(1)[:, :count]
     else:
         values = torch.linalg.eigvalsh(centred)
     values = values.flip(0).clamp(min=0)
@@ -151,7 +153,8 @@ def param_vectors(source: Source, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos on Σ in parameter space."""
     trace = trace_by_passes(source)
     matvec = lambda v: source.covariance_matvec(v.to(source.dtype))  # noqa: E731
-    return _lanczos(source, matvec, source.num_params, trace, None, request)
+    pairs = _lanczos(source, matvec, source.num_params, trace, None, request)
+    return dataclasses.replace(pairs, of_parameters=True)
 
 
 def _sample_vectors(
@@ -164,9 +167,7 @@ def _sample_vectors(
         products = gram_matvec(block - block.mean(0)).double()
         return (products - products.mean(0)) / n
 
-    pairs = _lanczos(source, centred, n, trace, second, request)
-    vectors = None if pairs.vectors is None else _in_parameter_space(source, pairs.vectors)
-    return dataclasses.replace(pairs, vectors=vectors)
+    return _lanczos(source, centred, n, trace, second, request)
 
 
 def _lanczos(
@@ -220,6 +221,11 @@ def _products(source: Source) -> MatVec:
     return lambda u: sum((layer.gram_matvec(u.to(source.dtype)) for layer in layers), start=torch.zeros(()))
 
 
-def _in_parameter_space(source: Source, vectors: Tensor) -> Tensor:
-    """V = Gᵀ H u, normalised, [N, k] → [P, k]."""
+def in_parameter_space(source: Source, pairs: EigenPairs, count: int) -> Tensor:
+    """The leading unit eigenvectors of Σ, [P, count]: those of H K H / N by way of v = Gᵀ H u, normalised."""
+    if pairs.vectors is None:
+        raise ValueError("in_parameter_space: the request must have asked for vectors, got none. Ask for them.")
+    vectors = pairs.vectors[:, :count]
+    if pairs.of_parameters:
+        return vectors.to(source.dtype)
     return torch.nn.functional.normalize(source.rmatvec((vectors - vectors.mean(0)).to(source.dtype)), dim=0)

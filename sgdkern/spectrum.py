@@ -22,7 +22,8 @@ _BLOCK = 16
 _LAPACK_SAMPLES = 1024
 # Lanczos on the stored K with a basis of N / 5 costs about what LAPACK does on the whole; measured there too.
 _LAPACK_SHARE = 5
-# Basis vectors that a 90 % spectrum takes, where nothing is known beforehand (SCIENCE: D_s 80 to 160, times about two).
+# Basis vectors that a 90 % spectrum takes, where nothing is known beforehand (D_s is 80 to 160 in the paper's networks,
+# times two).
 _TYPICAL_BASIS = 300
 
 
@@ -46,7 +47,8 @@ class Spectrum:
         reason: Why this route.
         energy: The share of the trace asked for.
         batch_size: B, or None for Σ itself.
-        eigenvectors: Unit eigenvectors v_k of C in parameter space [P, k], where asked for.
+        eigenvectors: Unit eigenvectors v_k of C in parameter space [P, k], where asked for: as many as were asked for,
+            or D_s.
     """
 
     eigenvalues: Tensor
@@ -134,7 +136,13 @@ def noise_spectrum(
     found = _followed(G, route, request, scratch)
     if strict and found.remedy:
         raise RuntimeError(f"noise_spectrum: not converged after {found.num_matvecs} products: {found.remedy}.")
-    return _spectrum(G, found, batch_size, energy, method if method == "randomised" else route.split()[0], reason)
+    if route == "gram" and not found.num_matvecs:
+        reason += "; its spectrum is broad, so that LAPACK on the whole is cheaper than an iteration"
+    result = _spectrum(G, found, batch_size, energy, method if method == "randomised" else route.split()[0], reason)
+    if eigenvectors:
+        count = num_eigenvalues or result.effective_dimension or len(result.eigenvalues)
+        result = dataclasses.replace(result, eigenvectors=sample_space.in_parameter_space(G, found, count))
+    return result
 
 
 def _check(G: Source, batch_size: int | None, energy: float, num_eigenvalues: int | None, method: str) -> None:
@@ -161,9 +169,8 @@ def _check(G: Source, batch_size: int | None, energy: float, num_eigenvalues: in
 def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str, str]:
     """The route and the reason."""
     n, whole = G.num_samples, G.num_samples <= _LAPACK_SAMPLES
-    # K in float32 takes 4 N² bytes; LAPACK adds its centred float64 form and a copy, 16 N². A stream's factors are
-    # gathered.
-    gram_bytes = n**2 * (4 + 16 * whole) + (G.factor_bytes if isinstance(G, StreamingGradients) else 0)
+    # A stream's factors are gathered.
+    gram_bytes = _gram_bytes(G, whole=whole) + (G.factor_bytes if isinstance(G, StreamingGradients) else 0)
     size = f"K of {n} samples takes {gram_bytes / 2**20:,.0f} MiB"
     # Work of one layer of I × O: K costs N² (I + O) multiplications (two products of N², half of each by symmetry); one
     # vector by the factors, G Gᵀ u, costs 2 N I O. So K is as dear as N (I + O) / (2 I O) vectors: 45 for the paper's
@@ -207,15 +214,15 @@ def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLik
     # A broad spectrum needs a basis that costs more than LAPACK: when a fifth of N vectors are not enough, or seem not
     # to be after a few blocks, the matrix is diagonalised whole, if its float64 form fits.
     n = G.num_samples
-    if request.max_matvecs is None and _whole_bytes(n) <= request.memory_bound:
+    if request.max_matvecs is None and _gram_bytes(G, whole=True) <= request.memory_bound:
         request = dataclasses.replace(request, max_matvecs=n // _LAPACK_SHARE, give_up=True)
     found = sample_space.stored_gram(together, together.gram(), request)
     return sample_space.whole_gram(together, request) if found.remedy and request.give_up else found
 
 
-def _whole_bytes(num_samples: int) -> int:
-    """Bytes that LAPACK takes: K in float32, its centred float64 form, and a copy of that."""
-    return 20 * num_samples**2
+def _gram_bytes(G: Source, *, whole: bool) -> int:
+    """Bytes of K, and where LAPACK diagonalises it whole, of its centred float64 form and a copy of that."""
+    return G.num_samples**2 * (G.dtype.itemsize + 16 * whole)
 
 
 def _spectrum(
@@ -229,9 +236,6 @@ def _spectrum(
     below = int(torch.count_nonzero(held < energy * trace * (1 - sample_space.rounding(G))))
     effective_dimension = 0 if trace == 0 else below + 1 if below < len(values) else None
     ratio, error = _participation_ratio(values, trace, found.second_moment, whole=len(values) == min(G.shape))
-    vectors = found.vectors
-    if vectors is not None and effective_dimension:
-        vectors = vectors[:, :effective_dimension]
     return Spectrum(
         eigenvalues=phi * values,
         trace=phi * trace,
@@ -247,7 +251,6 @@ def _spectrum(
         reason=reason,
         energy=energy,
         batch_size=batch_size,
-        eigenvectors=vectors,
     )
 
 

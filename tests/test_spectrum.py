@@ -81,6 +81,7 @@ def test_a_broad_spectrum_is_diagonalised_whole(iterate_from_30: None) -> None:
     G = rows(300, 500, decay=0)
     found = noise_spectrum(GradientMatrix.from_dense(G), method="gram")
     assert found.num_matvecs == 0
+    assert "broad" in found.reason
     assert found.effective_dimension == effective_dimension(G)
     assert len(found.eigenvalues) == 300
 
@@ -190,6 +191,9 @@ def test_eigenvectors_in_parameter_space(method: str) -> None:
     assert v.shape == (50, k)
     torch.testing.assert_close(v.T @ v, torch.eye(k, dtype=v.dtype), rtol=0, atol=1e-9)
     torch.testing.assert_close(covariance @ v, v * found.eigenvalues[:k], rtol=0, atol=1e-9)
+    more = noise_spectrum(GradientMatrix.from_dense(G), method=method, eigenvectors=True, num_eigenvalues=k + 3)
+    assert more.eigenvectors is not None
+    assert more.eigenvectors.shape == (50, k + 3)
 
 
 def test_non_convergence_is_a_field_or_an_exception() -> None:
