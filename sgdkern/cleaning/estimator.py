@@ -162,7 +162,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: if a setting, a shape, a value or a label cannot be used.
         """
-        num_members, num_rounds = self._effort()
+        num_members, num_rounds = self.effort()
         inputs, codes = self._checked(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
@@ -179,7 +179,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         score = torch.zeros(len(labels), dtype=torch.float64, device=device)
         for number in range(1, num_rounds + 1):
             self.members_ = self._make_members(num_members, inputs, generator, device)
-            epochs = self.max_epochs if number == 1 else min(self.max_epochs, LATER_EPOCHS)
+            epochs = self.most_epochs(number)
             latest = train_round(
                 self.members_,
                 inputs,
@@ -213,8 +213,12 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Array = self.classes_[probabilities.argmax(axis=1)]
         return labels
 
-    def _effort(self) -> tuple[int, int]:
-        """Return the number of networks and of rounds, after checking the settings."""
+    def effort(self) -> tuple[int, int]:
+        """Return the number of networks a round and the number of rounds, after checking the settings.
+
+        Raises:
+            ValueError: if a setting cannot be used.
+        """
         if self.mode not in ("default", "fast"):
             raise ValueError(f"LabelCleaner: mode must be 'default' or 'fast', got {self.mode!r}.")
         members, rounds = _EFFORT[self.mode, "stacked" if self.model is None else "separate"]
@@ -231,6 +235,10 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if value < least:
                 raise ValueError(f"LabelCleaner: {name} must be at least {least}, got {value}.")
         return members, rounds
+
+    def most_epochs(self, number: int) -> int:
+        """Return how many epochs a round, counted from 1, trains at most."""
+        return self.max_epochs if number == 1 else min(self.max_epochs, LATER_EPOCHS)
 
     def _checked(self, X: Any, y: Any) -> tuple[Tensor, Array]:
         """Return inputs [N, ...] float32 and label codes [N] int64, after saying what is wrong with them."""

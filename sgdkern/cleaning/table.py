@@ -142,13 +142,14 @@ class LabelIssues:
             raise ImportError("LabelIssues.to_pandas: needs pandas. Install it with `pip install pandas`.") from error
         return pandas.DataFrame({name: self[name] for name in COLUMNS})
 
-    def to_csv(self, path: str | Path, **extra: Array) -> Path:
+    def to_csv(self, path: str | Path, *, limit: int | None = None, **extra: Array) -> Path:
         """Write ``index``, the columns, ``suggested_label`` and any extra columns, worst sample first.
 
         ``suggested_label`` is the predicted label where the sample is an issue, the given one elsewhere.
 
         Args:
             path: file to write.
+            limit: how many of the worst to write; None for all.
             **extra: further columns by name, [N] each (``true_label`` or ``path``, say).
 
         Returns:
@@ -168,7 +169,7 @@ class LabelIssues:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["index", *columns])
-            for index in self.ranking:
+            for index in self.ranking[:limit]:
                 writer.writerow([int(index), *(_text(values[index]) for values in columns.values())])
         return path
 
