@@ -23,7 +23,7 @@ from run_folder import change_json, write_run
 from sgdkern.history import History
 from sgdkern.record import GroupRecord
 from sgdkern.report import style, write_report
-from sgdkern.report.figures import draw
+from sgdkern.report.figures import draw, order_parameters
 from sgdkern.report.html import page as render
 from sgdkern.report.html import picture
 from sgdkern.report.run_folder import RunFolder
@@ -314,7 +314,13 @@ def test_groups_of_any_number_and_name(tmp_path: Path) -> None:
     for record in history:
         named.append(replace(record, groups={"given": group}))
     named.save(folder / "history.jsonl")
-    page = read(folder)
+    run = RunFolder.read(folder)
+    with style.applied():
+        for drawn in (order_parameters.activity(run), order_parameters.alignments(run)):
+            assert drawn is not None
+            drawn.figure.savefig(io.BytesIO(), dpi=20)
+    assert order_parameters.ratio(run) is None
+    page = words(folder)
     assert not page.all("i")
     assert "A_<i>dog, given groups" in page.text
     assert "true groups" not in page.text
