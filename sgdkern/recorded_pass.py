@@ -186,13 +186,13 @@ def _derived(tensor: Tensor, names: tuple[str, ...], parameters: Sequence[Tensor
 def check_finite(seen: Pass) -> None:
     """Raise where a gradient of a pass is not finite, naming the parameters and, by a pass for each, the samples."""
     pairs = zip(seen.recorder.sites, seen.grads, strict=True)
-    sites = [site for site, grad in pairs if grad is not None and not torch.isfinite(grad).all()]
+    sites = [site for site, grad in pairs if grad is not None and not _is_finite(grad)]
     if sites:
         edges = [site.edge for site in sites]
         found = [
             sample
             for sample, loss in enumerate(seen.losses)
-            if any(grad is not None and not torch.isfinite(grad).all() for grad in gradients(loss, edges))
+            if any(grad is not None and not _is_finite(grad) for grad in gradients(loss, edges))
         ]
         raise _not_finite(frozenset[str]().union(*(site.parameters for site in sites)), found)
 
@@ -200,9 +200,15 @@ def check_finite(seen: Pass) -> None:
 def check_gradients(placed: Sequence[Entry]) -> None:
     """Raise where a gradient is not finite, naming the parameters and the samples."""
     for entry in placed:
-        finite = torch.isfinite(entry.factors.output_grads.flatten(1)).all(1)
-        if not finite.all():
+        grads = entry.factors.output_grads
+        if not _is_finite(grads):
+            finite = torch.isfinite(grads.flatten(1)).all(1)
             raise _not_finite(entry.parameters, (~finite).nonzero()[:, 0].tolist())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite: their sum tells in one pass, and only a sum that overflows asks for each."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _not_finite(parameters: Collection[str], samples: Sequence[int]) -> RuntimeError:
