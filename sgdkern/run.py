@@ -197,9 +197,11 @@ def _retrain(config: RunConfig, data: Dataset, issues: LabelIssues, on_progress:
 
 def _write_issues(folder: Path, data: Dataset, issues: LabelIssues) -> None:
     """``label_issues.csv``, and pictures of the samples at both of its ends."""
-    truth = {} if data.true_labels is None else {"true_label": data.true_labels.cpu().numpy()}
     temporary = folder / (ISSUES + ".tmp")
-    issues.to_csv(temporary, **truth)
+    if data.true_labels is None:
+        issues.to_csv(temporary)
+    else:
+        issues.to_csv(temporary, true_label=data.true_labels.cpu().numpy())
     temporary.replace(folder / ISSUES)
     ranking = issues.ranking
     shown = np.unique(np.concatenate([ranking[:_SUSPICIOUS_PICTURES], ranking[-_CLEAN_PICTURES:]]))

@@ -1,5 +1,6 @@
 """The command line: every command's help, its JSON, its exit codes, and errors without tracebacks."""
 
+import csv
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -48,7 +50,7 @@ def test_every_command_has_help_json_and_exit_codes(command: str) -> None:
 
 
 def test_all_commands_are_there() -> None:
-    assert set(COMMANDS) >= {"run", "report", "verify", "bench", "doctor"}
+    assert set(COMMANDS) >= {"run", "clean", "report", "verify", "bench", "doctor"}
     code, output, _ = call("--help")
     assert code == 0
     assert all(command in output for command in COMMANDS)
@@ -141,6 +143,48 @@ def test_divergence_is_a_failure_with_step_and_layer(tmp_path: Path) -> None:
 
 def test_widths_may_be_written_with_dashes() -> None:
     assert _widths("64-32") == [64, 32]
+
+
+# --- clean ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled_csv(tmp_path: Path) -> tuple[Path, set[int]]:
+    """Two clouds of 100 samples in a table, ten labels of which are wrong."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    features = generator.normal(size=(200, 4)) + 4.0 * labels[:, None]
+    wrong = set(generator.permutation(200)[:10].tolist())
+    given = ["ab"[1 - label if index in wrong else label] for index, label in enumerate(labels)]
+    path = tmp_path / "table.csv"
+    rows = [",".join([*(f"{value:.4f}" for value in row), label]) for row, label in zip(features, given)]
+    path.write_text("\n".join(["one,two,three,four,label", *rows]) + "\n")
+    return path, wrong
+
+
+def test_clean_a_table(labelled_csv: tuple[Path, set[int]], tmp_path: Path) -> None:
+    path, wrong = labelled_csv
+    before = path.read_bytes()
+    code, output, errors = call("clean", path, "--fast", "--budget", 10, "--out", tmp_path / "found", "--json")
+    assert code == 0, errors
+    found = json.loads(output)
+    assert (found["num_samples"], found["budget"]) == (200, 10)
+    rows = list(csv.DictReader((tmp_path / "found" / "label_issues.csv").read_text().splitlines()))
+    assert len({int(row["index"]) for row in rows[:10]} & wrong) >= 9
+    assert path.read_bytes() == before
+    code, output, _ = call("clean", path, "--fast", "--out", tmp_path / "again")
+    assert code == 0
+    for word in ("suspicious", "wrong labels", "worst", "label_issues.csv"):
+        assert word in output
+    code, _, errors = call("clean", path, "--out", tmp_path / "found")
+    assert code == 2
+    assert "holds something already" in errors
+
+
+def test_clean_what_is_not_there(tmp_path: Path) -> None:
+    code, _, errors = call("clean", tmp_path / "nothing.csv")
+    assert code == 1
+    assert "nothing.csv" in errors
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------

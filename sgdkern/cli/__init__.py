@@ -9,6 +9,7 @@ import typer
 
 from sgdkern.cli.bench import bench
 from sgdkern.cli.checks import doctor, verify
+from sgdkern.cli.clean import clean
 from sgdkern.cli.report import report
 from sgdkern.cli.run import run
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, report, verify, bench, doctor):
+for command in (run, clean, report, verify, bench, doctor):
     app.command(epilog=EPILOG)(command)
 
 
