@@ -37,7 +37,19 @@ def gram_in_extended_precision(inputs, output_grads, constant_columns):
     return sum((a @ a.T + c) * (d @ d.T) for a, d, c in zip(*wide, map(int, constant_columns), strict=True))
 
 
-ORACLES = {"gram": gram_in_extended_precision}
+def patch_gram_in_extended_precision(inputs, output_grads, kernel, stride, dilation):
+    """Sum over positions and taps, one product of numbers a time and sample, then G G^T."""
+    x, b = (factor.double().numpy().astype(np.longdouble) for factor in (inputs, output_grads))
+    gradients = np.zeros((x.shape[0], b.shape[1], x.shape[1], *kernel), np.longdouble)
+    for i, j in np.ndindex(*kernel):
+        for row, column in np.ndindex(*b.shape[2:]):
+            seen = x[:, :, row * stride[0] + i * dilation[0], column * stride[1] + j * dilation[1]]
+            gradients[:, :, :, i, j] += b[:, :, row, column, None] * seen[:, None, :]
+    flat = gradients.reshape(x.shape[0], gradients[:1].size)
+    return flat @ flat.T
+
+
+ORACLES = {"gram": gram_in_extended_precision, "patch_gram": patch_gram_in_extended_precision}
 
 
 def assert_accurate(op, args, result):
@@ -129,6 +141,7 @@ CPP_TYPES = {
     "std::vector<bool>": "bool[]",
     "Tensor": "Tensor",
     "bool": "bool",
+    "std::vector<int64_t>": "SymInt[]",
     "int64_t": "int",
     "double": "float",
 }

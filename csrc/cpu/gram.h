@@ -91,35 +91,8 @@ struct Kernels {
                     int64_t column0, Sums<T>& sums, T* gram);
 };
 
-namespace baseline {  // SSE2 on x86-64, NEON on aarch64: what every such processor has
-#define SGDKERN_TARGET
-#define SGDKERN_VECTOR_BYTES 16
-#define SGDKERN_ROWS 4
-#ifdef __aarch64__
-#define SGDKERN_VECTORS 4  // 32 registers there, 16 on x86-64
-#else
-#define SGDKERN_VECTORS 2
-#endif
-#include "gram_tile.inl"
-}  // namespace baseline
-
-#ifdef __x86_64__
-namespace avx2 {
-#define SGDKERN_TARGET __attribute__((target("avx2,fma")))
-#define SGDKERN_VECTOR_BYTES 32
-#define SGDKERN_ROWS 4
-#define SGDKERN_VECTORS 3
-#include "gram_tile.inl"
-}  // namespace avx2
-
-namespace avx512 {
-#define SGDKERN_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define SGDKERN_VECTOR_BYTES 64
-#define SGDKERN_ROWS 8
-#define SGDKERN_VECTORS 2
-#include "gram_tile.inl"
-}  // namespace avx512
-#endif
+#define SGDKERN_KERNELS "gram_tile.inl"
+#include "instruction_sets.inl"
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 

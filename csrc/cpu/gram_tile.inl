@@ -1,11 +1,5 @@
-// The arithmetic of gram.h for one instruction set. Included once for each, inside a namespace of its own, with
-//   SGDKERN_TARGET        the function attribute that switches the instruction set on
-//   SGDKERN_VECTOR_BYTES  bytes in a vector register
-//   SGDKERN_ROWS          rows of a register block, and
-//   SGDKERN_VECTORS       vectors in each: rows x vectors sums, a row of operands and one broadcast fill the registers
-// All is inlined into `pack` and `gram_tile`, so that no vector crosses a function boundary.
-
-#define SGDKERN_INLINE SGDKERN_TARGET inline __attribute__((always_inline))
+// The arithmetic of gram.h for one instruction set; see instruction_sets.inl. All is inlined into `pack` and `gram_tile`,
+// so that no vector crosses a function boundary.
 
 template <class T>
 struct Shape {
@@ -165,9 +159,3 @@ SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, 
 
 template <class T, class Source>
 constexpr Kernels<T, Source> kKernels = {Shape<T>::kPanel, pack<T, Source>, gram_tile<T>};
-
-#undef SGDKERN_INLINE
-#undef SGDKERN_TARGET
-#undef SGDKERN_VECTOR_BYTES
-#undef SGDKERN_ROWS
-#undef SGDKERN_VECTORS

@@ -1,10 +1,12 @@
 """The kernel boundary: operations with a reference in plain PyTorch and, where it is faster, a compiled twin.
 
 In reading order:
-    gram: the Gram matrix of per-sample gradients from the layers' factors.
+    gram: the Gram matrix of per-sample gradients from the factors of layers that are used once a sample.
+    patch_gram: the same for a layer that is used at several positions, a convolution or a sequence layer.
 """
 
 from sgdkern.ops.gram import gram
+from sgdkern.ops.patch_gram import patch_gram
 from sgdkern.ops.registry import LIBRARIES, OPS, Cost, Op
 
-__all__ = ["LIBRARIES", "OPS", "Cost", "Op", "gram"]
+__all__ = ["LIBRARIES", "OPS", "Cost", "Op", "gram", "patch_gram"]
