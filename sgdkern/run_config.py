@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sgdkern.data import LOADERS, NOISE_KINDS, SCALINGS, NoiseKind, Scaling
+from sgdkern.data import NOISE_KINDS, SCALINGS, NoiseKind, Scaling
+from sgdkern.data_sources import LOADERS
 from sgdkern.training import ACTIVATIONS, MODELS
 
 _PURPOSES = ("split", "noise", "weights", "order", "probe", "retraining")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sgdkern.data import LOADERS, NOISE_KINDS, corrupt_labels, load_data, with_label_noise
+from sgdkern.data import NOISE_KINDS, corrupt_labels, load_data, with_label_noise
+from sgdkern.data_sources import LOADERS
 
 DATA_ROOT = Path(os.environ.get("SGDKERN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -29,7 +29,11 @@ def bench(
     with plain_errors():
         import torch
 
-        from sgdkern.benchmark import QUICK, benchmark, operation_speeds
+        from sgdkern.benchmark import METHODS, QUICK, WORKLOADS, benchmark, operation_speeds
+
+        for option, names, known in (("--workload", workloads, WORKLOADS), ("--method", methods, METHODS)):
+            if unknown := [name for name in names or () if name not in known]:
+                raise typer.BadParameter(f"{option} must be one of {', '.join(known)}, got {unknown[0]!r}.")
 
         def progress(workload: str, method: str) -> None:
             messages().print(f"{workload}: {method}", style="dim", markup=False)

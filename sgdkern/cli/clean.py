@@ -21,7 +21,7 @@ _SHOWN = 10
 def clean(
     data: Annotated[
         Path,
-        typer.Argument(help="A folder with a sub-folder of images a class, or .csv, .tsv, .parquet, .npz."),
+        typer.Argument(help="A folder, a sub-folder of images a class, or .csv, .tsv, .parquet, .npz."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder to write to, new or empty [beside the data].")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the labels [a usual name].")] = None,
@@ -37,8 +37,8 @@ def clean(
 ) -> None:
     """Find suspicious labels in a data set; the data are only read, what is found goes to a folder of its own.
 
-    Writes label_issues.csv (worst first, with the suggested label), keep.txt, summary.json, a gallery of the worst images
-    and, with a budget, review.csv. Exit code 0 whether or not labels were found.
+    Writes label_issues.csv (worst first, with the suggested label), keep.txt, summary.json, a gallery of the worst
+    images and, with a budget, review.csv. Exit code 0 whether or not labels were found.
     """
     with plain_errors():
         from sgdkern.label_files import clean_data_set

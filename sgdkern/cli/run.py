@@ -172,5 +172,7 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         "time": f"{summary['seconds']['total']:.0f} s",
         "report": str(folder / "report.html"),
     }
+    if cleaning["step"] is None:
+        lines["caution"] = "without a phase II in the run, the wrong labels and the samples found are a guess"
     for name, text in lines.items():
         results().print(f"{name:<15}{text}", markup=False)
