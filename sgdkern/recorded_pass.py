@@ -92,12 +92,22 @@ def owners(recorded: Pass, sites: Sequence[Site]) -> list[Tensor]:
 
 
 def entries(recorded: Pass, layouts: Sequence[Place], explicit: Collection[str]) -> list[Entry]:
-    """Factors of all recorded calls, on the columns of the parameters that do not go the explicit route."""
+    """Factors of all recorded calls, on the columns of the parameters that do not go the explicit route.
+
+    Args:
+        recorded: the pass; its gradients are let go one by one, so that no layer's is held twice.
+        layouts: where the samples are in each site's output.
+        explicit: names of the parameters to leave out.
+
+    Returns:
+        One entry a parameter, or pair of parameters, of each call.
+    """
     sites = recorded.recorder.sites
     irregular = [_irregular(site, layout, recorded) for site, layout in zip(sites, layouts, strict=True)]
     rows = iter(owners(recorded, [site for site, told in zip(sites, irregular, strict=True) if told]))
     placed = []
-    for site, layout, grad, told in zip(sites, layouts, recorded.grads, irregular, strict=True):
+    for place, (site, layout, told) in enumerate(zip(sites, layouts, irregular, strict=True)):
+        grad, recorded.grads[place] = recorded.grads[place], None
         where = Scattered(recorded.num_samples, next(rows)) if told else layout
         if grad is None or where is None or where == "scattered" or site.parameters <= set(explicit):
             continue

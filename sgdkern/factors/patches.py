@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgdkern.factors.dense import Dense
 from sgdkern.factors.explicit import Explicit
-from sgdkern.factors.protocol import Factors, gathered, output_ranges, squared_norms_by_rows
+from sgdkern.factors.protocol import Factors, chunks, gathered, output_ranges, squared_norms_by_rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,15 @@ class Patches:
         return view.permute(order).reshape(n, frames, self.groups, per_group, -1)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Explicit gradients, [n, O·I/groups·kernel]: B Pᵀ for each sample and group."""
+        """Explicit gradients, [n, O·I/groups·kernel], with the patches of a few samples at a time."""
+        frames, channels = self.inputs.shape[1:3]
+        patches = frames * channels * math.prod(self.kernel) * math.prod(self.output_grads.shape[3:])
+        ranges = chunks(stop - start, self.output_grads.element_size() * patches)
+        rows = [self._rows(start + first, start + last) for first, last in ranges]
+        return rows[0] if len(rows) == 1 else torch.cat(rows) if rows else self.inputs.new_zeros(0, *self.sizes)
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        """B Pᵀ for each sample and group."""
         grads = self.output_grads[start:stop].flatten(3)
         n, frames, channels, positions = grads.shape
         patches = self._patches(start, stop).transpose(1, 2).reshape(n * self.groups, frames, -1, positions)
