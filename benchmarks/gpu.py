@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from sgdkern.benchmark import machine
 from sgdkern.benchmark.operations import ARGUMENTS, CEILING_SIZE
@@ -76,7 +77,7 @@ def timings(dtype: torch.dtype) -> list[dict[str, object]]:
     ceiling = 2e-9 * a.shape[0] ** 3 / milliseconds(torch.mm, a, a)
     for name, arguments in ARGUMENTS.items():
         for shape, args in arguments(dtype):
-            on_gpu = [[f.cuda() for f in part] if isinstance(part[0], torch.Tensor) else part for part in args]
+            on_gpu = tree_map_only(torch.Tensor, torch.Tensor.cuda, args)
             op = OPS[name]
             elapsed, reference = milliseconds(op, *on_gpu), milliseconds(op.reference, *on_gpu)
             rate = 1e-9 * op.cost(*on_gpu).flops / elapsed

@@ -1,7 +1,7 @@
 // Development only: the CPU kernels on random shapes, strides and unaligned rows, for AddressSanitizer and UBSan. Each
 // factor lies in an allocation of exactly its size, so that one element read too many is caught.
 
-#include "../cpu/gram.h"
+#include "../cpu/patch_gram.h"
 
 #include <cmath>
 #include <cstdio>
@@ -80,6 +80,52 @@ bool check(int64_t num_samples, InstructionSet set) {
   return true;
 }
 
+// A convolution of random geometry against a loop over samples, outputs, taps and positions.
+template <class T>
+bool check_patches(int64_t num_samples, InstructionSet set) {
+  const int64_t channels = uniform(0, 4), kernel = uniform(1, 3), stride = uniform(1, 2), dilation = uniform(1, 2);
+  const int64_t side = uniform(0, 9), outputs = uniform(1, 9);
+  const int64_t size = std::max<int64_t>(0, side - 1) * stride + (kernel - 1) * dilation + 1;
+  const Factor<T> inputs(num_samples, channels * size * size), output_grads(num_samples, outputs * side * side);
+  sgdkern::PatchLayer<T> layer{inputs.memory.data(), output_grads.memory.data(), inputs.features, output_grads.features,
+                               inputs.stride, output_grads.stride, outputs, side * side, {}, {}, {}};
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < kernel * kernel; ++i) {
+      layer.taps.push_back((c * size + i / kernel * dilation) * size + i % kernel * dilation);
+    }
+  }
+  for (int64_t i = 0; i < side * side; ++i) {
+    layer.input_positions.push_back((i / side * size + i % side) * stride);
+    layer.output_positions.push_back(i);
+  }
+  std::vector<T> result(num_samples * num_samples);
+  if (!sgdkern::patch_gram<T, T>(layer, num_samples, set, kThreads, result.data())) return false;
+  const auto gradient = [&](int64_t n, int64_t o, int64_t tap) {
+    double sum = 0;
+    for (std::size_t t = 0; t < layer.input_positions.size(); ++t) {
+      sum += double(inputs.memory[n * inputs.stride + layer.input_positions[t] + tap]) *
+             double(output_grads.memory[n * output_grads.stride + o * side * side + layer.output_positions[t]]);
+    }
+    return sum;
+  };
+  for (int probe = 0; probe < 5 && num_samples; ++probe) {
+    const int64_t i = uniform(0, num_samples - 1), j = uniform(0, num_samples - 1);
+    double truth = 0, left = 1e-30, right = 1e-30;
+    for (int64_t o = 0; o < outputs; ++o) {
+      for (const int64_t tap : layer.taps) {
+        const double a = gradient(i, o, tap), b = gradient(j, o, tap);
+        truth += a * b, left += a * a, right += b * b;
+      }
+    }
+    const double error = std::fabs(result[i * num_samples + j] - truth) / std::sqrt(left * right);
+    if (!(error < 1000 * double(std::numeric_limits<T>::epsilon()))) {
+      std::printf("patches, N = %ld: relative error %g\n", long(num_samples), error);
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -89,7 +135,8 @@ int main() {
     for (const int64_t num_samples : {0, 1, 2, 13, 31, 32, 33, 95, 97, 193, 384, 389}) {
       for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
                               check<float, sgdkern::BFloat16>(num_samples, set),
-                              check<float, sgdkern::Float16>(num_samples, set)}) {
+                              check<float, sgdkern::Float16>(num_samples, set), check_patches<float>(num_samples, set),
+                              check_patches<double>(num_samples, set)}) {
         ++(done ? passed : failed);
       }
     }

@@ -61,7 +61,26 @@ def _gram_arguments(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
         yield f"{'-'.join(map(str, widths))}, N = {num_samples}", (inputs, output_grads, [True] * len(inputs))
 
 
-ARGUMENTS: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {"gram": _gram_arguments}
+def _patch_gram_arguments(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    """3 x 3 convolutions of a small and a residual network, and a sequence layer."""
+    for num_samples, channels, side, outputs in [
+        (256, 32, 16, 64),
+        (256, 64, 8, 128),
+        (64, 64, 32, 64),
+        (64, 256, 8, 256),
+    ]:
+        inputs, grads = (
+            _normal(dtype, num_samples, *s) for s in [(channels, side + 2, side + 2), (outputs, side, side)]
+        )
+        yield f"{channels}-{outputs}, {side} x {side}, N = {num_samples}", (inputs, grads, (3, 3), (1, 1), (1, 1))
+    inputs, grads = (_normal(dtype, 128, 32, width).transpose(1, 2)[..., None] for width in (128, 384))
+    yield "sequence 32, 128-384, N = 128", (inputs, grads, (1, 1), (1, 1), (1, 1))
+
+
+ARGUMENTS: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
+    "gram": _gram_arguments,
+    "patch_gram": _patch_gram_arguments,
+}
 
 
 def ceiling_gflops(dtype: torch.dtype) -> float:
