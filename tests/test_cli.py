@@ -249,8 +249,8 @@ def test_a_disagreement_is_a_finding(user_module: str, monkeypatch: pytest.Monke
 def test_bench(monkeypatch: pytest.MonkeyPatch, seconds: float | None, failure: str | None) -> None:
     def measured(workload: str, method: str, *, threads: int) -> Measurement:
         if method == FLOOR:
-            return Measurement(workload, method, seconds=0.1)
-        return Measurement(workload, method, seconds=seconds, failure=failure)
+            return Measurement(workload, method, seconds=0.1, peak_mib=1.0)
+        return Measurement(workload, method, seconds=seconds, peak_mib=2.0, failure=failure)
 
     monkeypatch.setattr("sgdkern.benchmark.measure_apart", measured)
     name = next(iter(METHODS))
