@@ -7,7 +7,7 @@ import pytest
 
 from sgdkern.cleaning import find_label_issues
 from sgdkern.cleaning.mixture import Mixture, fit_mixture, probability_wrong, rate_of
-from sgdkern.cleaning.scores import cross_entropy, margins, quality, time_average
+from sgdkern.cleaning.scores import cross_entropy, margins, memorisation_onset, quality, time_average
 from sgdkern.history import History, Record
 
 
@@ -201,3 +201,21 @@ def test_quality_is_strictly_increasing_and_half_at_the_threshold():
     values = quality(scores, 20.0)
     assert (np.diff(values) > 0).all()
     assert quality(np.array([20.0, 1.0]), 20.0)[0] == 0.5
+
+
+def test_onset_of_memorisation_is_seen_in_the_margins():
+    steps, logits, given, _, wrong = memorising_run()
+    onset = memorisation_onset(margins(logits, given), steps)
+    assert 20 <= onset <= 110  # made to begin at 60, and to overtake what was learned by 60 e^(3/6) = 99
+    issues = find_label_issues(logits, labels=given, kind="logits", steps=steps)
+    assert issues.cleaning_step == onset
+    assert auroc(wrong, issues["label_quality"]) > 0.97
+
+
+def test_clean_labels_and_short_runs_have_no_onset():
+    steps, logits, given, _, _ = memorising_run(noise_rate=0.0)
+    assert memorisation_onset(margins(logits, given), steps) is None
+    steps, logits, given, _, _ = memorising_run()
+    early = steps <= 40
+    assert memorisation_onset(margins(logits[early], given), steps[early]) is None
+    assert memorisation_onset(margins(logits[:1], given), steps[:1]) is None

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdkern.cleaning.mixture import fit_mixture, probability_wrong, rate_of
-from sgdkern.cleaning.scores import cross_entropy, margins, quality, time_average
+from sgdkern.cleaning.scores import cross_entropy, margins, memorisation_onset, quality, time_average
 from sgdkern.cleaning.table import LabelIssues
 from sgdkern.history import History
 
@@ -61,7 +61,8 @@ def find_label_issues(
 
     Methods (each gives a label quality in [0, 1], lower is more suspicious, below 0.5 is an issue):
 
-    - ``aum``: margin averaged over phases I and II (over log-time where no phases are given); issue where negative.
+    - ``aum``: margin averaged over phases I and II; issue where negative. Where no phases are given, up to where the
+      margins themselves show memorisation; where they show none, over all log-time.
     - ``mean_loss``: the same average of the losses; issue above the midpoint of a two-component mixture and log 2.
     - ``loss``: the losses at the cleaning step of ``phases``; issue as above.
     - ``paper``: the losses at the step where the means of the two-component mixture differ most; issue above the
@@ -128,6 +129,8 @@ def _score(
     if method == "auto":
         method = "aum" if data.margins is not None else "mean_loss"
     until = None if phases is None else phases.t23
+    if until is None and data.margins is not None:
+        until = memorisation_onset(data.margins, data.steps)
     if method == "aum":
         values = _needed(data.margins, "margins or logits", method)
         mean = time_average(values, data.steps, until=until, log_time=until is None)

@@ -85,6 +85,39 @@ def time_average(values: Array, steps: Array, *, until: float | None = None, log
     return average
 
 
+def memorisation_onset(margins: Array, steps: Array) -> float | None:
+    """Find when a run begins to memorise, from the margins alone.
+
+    The share of samples whose margin now has another sign than its average so far is large while the network learns,
+    small in phase II, and large again when labels that were contradicted so far are memorised. The onset is the last
+    step at which it has risen by less than a quarter from that valley to the later peak.
+
+    Args:
+        margins: [T, N].
+        steps: [T] increasing.
+
+    Returns:
+        The step; None where there is no such rise (clean labels, or too short a run).
+    """
+    averages = np.stack([time_average(margins, steps, until=float(step)) for step in steps])
+    flips = ((margins > 0) != (averages > 0)).mean(axis=1)
+    falls = np.flatnonzero(np.diff(flips[1:]) < 0)
+    if len(falls) == 0:
+        return None
+    learned = 1 + int(falls[0])
+    valley = learned + int(flips[learned:].argmin())
+    if flips[learned:].argmax() > 0:  # the late peak is the higher one: its valley lies before it
+        peak = learned + int(flips[learned:].argmax())
+        valley = learned + int(flips[learned : peak + 1].argmin())
+    peak = valley + int(flips[valley:].argmax())
+    rise = flips[peak] - flips[valley]
+    # less than a few samples in a hundred, or no valley to speak of, is no sign of memorisation
+    if rise < 0.03 or flips[valley] > 0.7 * flips[peak]:
+        return None
+    low = np.flatnonzero(flips[valley : peak + 1] <= flips[valley] + rise / 4)
+    return float(steps[valley + low[-1]])
+
+
 def quality(scores: Array, threshold: float) -> Array:
     """Map scores, higher is better, to qualities in (0, 1) that are below 0.5 exactly where score < threshold.
 
