@@ -18,8 +18,10 @@ from sgdkern.tiled_gram import TiledGram
 # Vectors multiplied at once: one read of K, or one pass over a stream, serves them all; more of them need a larger
 # basis for the same eigenvalues. Measured, see docs/spectrum.md.
 _BLOCK = 16
-# Below this N, LAPACK on the whole matrix (N³) is faster than any iteration; measured, see docs/spectrum.md.
+# Up to this N, LAPACK on the whole matrix (N³) is faster than an iteration to a share of the trace; up to half of it,
+# faster than one to a number of eigenvalues of at most N / 20. Measured, see docs/spectrum.md.
 _LAPACK_SAMPLES = 1024
+_LAPACK_NUMBER = 20
 # Lanczos on the stored K with a basis of N / 5 costs about what LAPACK does on the whole; measured there too.
 _LAPACK_SHARE = 5
 # Basis vectors that a 90 % spectrum takes, where nothing is known beforehand (D_s is 80 to 160 in the paper's networks,
@@ -168,7 +170,8 @@ def _check(G: Source, batch_size: int | None, energy: float, num_eigenvalues: in
 
 def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str, str]:
     """The route and the reason."""
-    n, whole = G.num_samples, G.num_samples <= _LAPACK_SAMPLES
+    n = G.num_samples
+    whole = _prefers_lapack(n, request.num_eigenvalues) and _gram_bytes(G, whole=True) <= request.memory_bound
     # A stream's factors are gathered.
     gram_bytes = _gram_bytes(G, whole=whole) + (G.factor_bytes if isinstance(G, StreamingGradients) else 0)
     size = f"K of {n} samples takes {gram_bytes / 2**20:,.0f} MiB"
@@ -198,6 +201,13 @@ def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str
     if roomy and basis * request.block * (G.num_params - n) <= 2 * n * G.num_params:
         return "lanczos parameters", f"{why}; in parameter space, one pass over the data a block of vectors"
     return "lanczos samples", f"{why}; in sample space, two passes over the data a block of vectors"
+
+
+def _prefers_lapack(n: int, num_eigenvalues: int | None) -> bool:
+    """Whether all eigenvalues of a stored matrix are found sooner than the wanted ones."""
+    if num_eigenvalues is None:
+        return n <= _LAPACK_SAMPLES
+    return n <= _LAPACK_SAMPLES // 2 or num_eigenvalues > n // _LAPACK_NUMBER
 
 
 def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLike[str] | None) -> EigenPairs:

@@ -77,6 +77,17 @@ def test_iteration_on_the_stored_gram_matrix(iterate_from_30: None) -> None:
     assert found.participation_ratio_error == 0
 
 
+def test_a_few_eigenvalues_of_the_stored_gram_matrix(iterate_from_30: None) -> None:
+    G = rows(600, 200, decay=6)
+    truth, _ = dense_spectrum(G)
+    few = noise_spectrum(GradientMatrix.from_dense(G), method="gram", num_eigenvalues=2, tolerance=1e-6)
+    many = noise_spectrum(GradientMatrix.from_dense(G), method="gram", num_eigenvalues=100)
+    assert few.num_matvecs > 0
+    assert many.num_matvecs == 0
+    np.testing.assert_allclose(few.eigenvalues.numpy(), truth[:2], rtol=1e-8)
+    np.testing.assert_allclose(many.eigenvalues.numpy(), truth[:100], rtol=1e-8)
+
+
 def test_a_broad_spectrum_is_diagonalised_whole(iterate_from_30: None) -> None:
     G = rows(300, 500, decay=0)
     found = noise_spectrum(GradientMatrix.from_dense(G), method="gram")
@@ -211,11 +222,14 @@ def test_auto_keeps_the_memory_bound_and_says_why() -> None:
     roomy = noise_spectrum(G)
     assert roomy.method == "gram"
     assert "within the bound" in roomy.reason
-    tight = noise_spectrum(G, memory_bound=10**6)
+    closer = noise_spectrum(G, memory_bound=10**6)
+    assert closer.method == "gram"
+    assert closer.num_matvecs > 0
+    tight = noise_spectrum(G, memory_bound=600_000)
     assert tight.method == "lanczos"
     assert "above the bound" in tight.reason
     with pytest.raises(ValueError, match="memory_bound"):
-        noise_spectrum(G, method="gram", memory_bound=10**6)
+        noise_spectrum(G, method="gram", memory_bound=600_000)
     with pytest.raises(ValueError, match="memory_bound"):
         noise_spectrum(G, memory_bound=10**4)
 
