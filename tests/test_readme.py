@@ -25,9 +25,16 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(namespace["probe"].history) > 30  # type: ignore[attr-defined]
 
 
+def test_the_guide_to_the_probe_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "probe.md").read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(block, "docs/probe.md", "exec"), namespace)
+    assert namespace["history"].steps.tolist() == [0, 10, 20]  # type: ignore[attr-defined]
+
+
 def test_the_first_example_has_ten_lines() -> None:
-    lines = [line for line in BLOCKS[0].splitlines() if line.strip() and not line.startswith("import")]
-    assert len(lines) <= 10
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) == 10
 
 
 def test_the_table_is_the_registry() -> None:
@@ -35,9 +42,11 @@ def test_the_table_is_the_registry() -> None:
     assert _generated(README) == table().strip()
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("index", "demo", "command_line"))])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
 
 
 def test_every_command_is_in_the_table() -> None:
