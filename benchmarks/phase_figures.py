@@ -76,10 +76,13 @@ def _scores(runs: list[Scored], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7.5, 4.2), constrained_layout=True)
     jitter = np.random.default_rng(0)
     for data, (mark, colour) in DATA_MARKS.items():
-        chosen = [run for run in runs if run.config["data"] == data]
-        where = [run.config["rate"] + jitter.uniform(-0.018, 0.018) for run in chosen]
         name = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}[data]
-        axis.plot(where, [run.score("auto") for run in chosen], mark, color=colour, ms=6, alpha=0.8, label=name)
+        axis.plot([], [], mark, color=colour, label=name)
+        for run in (run for run in runs if run.config["data"] == data):
+            where = run.config["rate"] + jitter.uniform(-0.02, 0.02)
+            fill = colour if run.labels["auto"] else "white"
+            axis.plot(where, run.score("auto"), mark, color=colour, mfc=fill, ms=6, alpha=0.8, clip_on=False)
+    axis.plot([], [], "o", color="grey", mfc="white", label="no phases claimed")
     axis.axvspan(0.15, 0.75, color="#009E73", alpha=0.08, lw=0)
     axis.axhline(0.75, color="black", lw=0.8, ls=":")
     axis.set(xlabel="noise rate", ylabel="share of log-time labelled right", ylim=(-0.03, 1.03))

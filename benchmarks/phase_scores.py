@@ -250,11 +250,10 @@ def markdown(halves: dict[str, list[Scored]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def report(histories: list[History], folder: Path) -> None:
-    """Score all histories and write phases.json, phases.md and the figures."""
+def report(runs: list[Scored], folder: Path) -> None:
+    """Write phases.json, phases.md and the figures."""
     from phase_figures import draw
 
-    runs = [score(history) for history in histories]
     halves = {half: [run for run in runs if run.config["half"] == half] for half in ("judgement", "development")}
     halves = {half: found for half, found in halves.items() if found}
     folder.mkdir(parents=True, exist_ok=True)

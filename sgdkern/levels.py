@@ -16,8 +16,8 @@ class Levels:
     """A step function.
 
     Attributes:
-        cuts: Index of the first point of levels two to four; the last equals n where there is no fourth.
-        means: Means of the three or four levels.
+        cuts: Index of the first point of levels two to four; n for a level that there is not.
+        means: Means of the two to four levels.
         explained: Share of the curve's variance that the step function explains.
     """
 
@@ -29,6 +29,8 @@ class Levels:
 def alternating_levels(values: NDArray[np.float64], *, fourth_from: int = 0) -> Levels | None:
     """Fit min Σ_i (y_i − m_{level(i)})² over all step functions with m_1 < m_2 > m_3 < m_4, the fourth level optional.
 
+    Where no third level lies below a second, as when the curve only rises, the best two levels m_1 < m_2 are returned.
+
     The minimum is exact: all O(n³) choices of the three steps are compared (n = 80: a few ms).
 
     Args:
@@ -36,7 +38,7 @@ def alternating_levels(values: NDArray[np.float64], *, fourth_from: int = 0) -> 
         fourth_from: First point at which the fourth level may begin.
 
     Returns:
-        The best step function; None where the curve has too few points, or no choice alternates.
+        The best step function; None where the curve has too few points, or never rises.
 
     Example:
         >>> alternating_levels(np.array([0.0, 0, 0, 5, 5, 5, 5, 1, 1, 1, 6, 6, 6])).cuts
@@ -64,8 +66,11 @@ def alternating_levels(values: NDArray[np.float64], *, fourth_from: int = 0) -> 
         if gain.flat[best] > highest:
             highest, cuts = float(gain.flat[best]), (best // (n + 1), second, best % (n + 1))
     if not np.isfinite(highest):
+        rise = int(first[:, n].argmax())
+        highest, cuts = float(first[rise, n]), (rise, n, n)
+    if not np.isfinite(highest):
         return None
-    edges = [0, *cuts] if cuts[2] == n else [0, *cuts, n]
+    edges = sorted({0, *cuts, n})
     scale = float(((values - values.mean()) ** 2).sum())
     return Levels(
         cuts=cuts,

@@ -17,7 +17,7 @@ _TRAINED = 0.01  # training error that ends phase III, the truth's own definitio
 NEARLY_TRAINED = 0.05  # σ_λ² that rises earlier than this is not phase IV
 # Before a run is nearly trained, a pause in learning can look like a phase II. Pauses on the development half lasted at
 # most a factor of 1.5 in steps, but for two that ended with σ_λ² rising; phases II at least 2.2 (pair noise: 1.3).
-LASTING, _STEADY = 2.0, 0.1
+LASTING, _BRIEF, _STEADY = 2.0, 1.25, 0.1
 _FALLEN = 0.30  # of the maximum of A: finds the same moment where no training error was kept
 _BALANCE, _OPPOSED = 2.0, -0.5  # of A0_c / A0_w and of R_cw, for known groups
 _GRID = 80  # points over which log σ_λ² is laid, evenly in the logarithm of the step
@@ -46,7 +46,7 @@ def level_dates(history: History, order: LearningOrder | None) -> Dates | None:
         order: Their margins, where they were kept.
 
     Returns:
-        The changes of level; None where there are too few records.
+        The changes of level; None where there are too few records, or σ_λ² never rises.
     """
     steps, sigma = history.steps.astype(np.float64), history.column("sigma_lambda2")
     usable = (steps >= first_scored_step(history)) & np.isfinite(sigma) & (sigma > 0)
@@ -82,20 +82,25 @@ def given_dates(history: History, order: LearningOrder | None) -> Dates:
     return Dates(t12, float(steps[aligned[0]]) if len(aligned) else np.inf, trained_step(history, order))
 
 
-def has_lasted(history: History, t12: float, t23: float) -> bool:
+def has_lasted(history: History, t12: float, t23: float, *, trained: bool) -> bool:
     """Say whether what ends at T23 is a phase II rather than a pause in learning.
 
     Args:
         history: Records with `sigma_lambda2`, up to some time after T23.
         t12: Its first step.
         t23: Its last step.
+        trained: Whether the run is nearly trained: then all is seen, and less is asked for.
 
     Returns:
-        Whether it lasted for a factor of 2 in steps, and σ_λ² has not risen since.
+        Whether it lasted for a factor of 1.25 in steps; before the run is trained for a factor of 2, and σ_λ² has not
+        risen since.
     """
+    lasted = t23 / max(t12, 1.0)
+    if trained or lasted < LASTING:
+        return trained and lasted >= _BRIEF
     within = (history.steps >= t12) & (history.steps <= t23)
-    curve = running_median(np.log(np.maximum(history.column("sigma_lambda2"), np.finfo(np.float64).tiny)), 3)
-    return t23 >= LASTING * max(t12, 1.0) and bool(curve[-3:].mean() <= np.median(curve[within]) + _STEADY)
+    curve = np.log(np.maximum(history.column("sigma_lambda2"), np.finfo(np.float64).tiny))
+    return bool(np.median(curve[history.steps > t23]) <= np.median(curve[within]) + _STEADY)
 
 
 def trained_step(history: History, order: LearningOrder | None) -> float:

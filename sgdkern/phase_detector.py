@@ -107,7 +107,12 @@ class PhaseDetector:
             return None
         found = judge(self._history, order, dates.centre(order.steps[-1]))
         first, past = date_by_division(order, found.division, found.centre)
-        if found.wrong and not found.weak and np.isfinite(past) and has_lasted(self._history, first, past):
+        if (
+            found.wrong
+            and not found.weak
+            and np.isfinite(past)
+            and has_lasted(self._history, first, past, trained=False)
+        ):
             return "III", past
         return None
 

@@ -125,7 +125,7 @@ def label_phases(history: History, *, groups: Groups = "auto") -> Phases:
     last = int(history.steps[-1]) if len(history) else 0
     witness = level_dates(history, order) if history.has("sigma_lambda2") else None
     if witness is None:
-        return Phases(verdict=NOT_ENOUGH, reason=f"only {len(history)} usable records up to step {last}.")
+        return Phases(verdict=NOT_ENOUGH, reason=f"{len(history)} records up to step {last} show no rise of σ_λ².")
     if groups == "given":
         return _assemble(history, given_dates(history, order), FOUR, "the groups are known.", witness)
     if groups == "none" or order is None:
@@ -151,7 +151,11 @@ def _by_blind_groups(history: History, order: LearningOrder, witness: Dates) -> 
         )
         return Phases(verdict=NO_PHASE_II, reason=reason)
     first, past = date_by_division(order, found.division, found.centre)
-    if memorised >= _BEGUN and (left <= NEARLY_TRAINED or has_lasted(history, first, past)):
+    trained = left <= NEARLY_TRAINED
+    lasted = np.isfinite(past) and has_lasted(history, first, past, trained=trained)
+    if trained and memorised >= _BEGUN and not lasted:
+        return _two_phases(history, order.training_error, order.steps, witness)
+    if memorised >= _BEGUN and lasted:
         reason = f"the network contradicts {found.share:.0%} of the labels for a time and then memorises them."
         return _assemble(history, Dates(first, past, trained_step(history, order)), FOUR, reason, witness)
     if memorised < _BEGUN and order.steps[-1] >= LASTING * max(first, 1.0):

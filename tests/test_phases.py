@@ -118,6 +118,12 @@ def test_levels_need_nine_points_and_a_curve_that_alternates():
     assert alternating_levels(-np.arange(20.0)) is None
 
 
+def test_a_curve_that_only_rises_has_two_levels():
+    found = alternating_levels(np.array([0.0] * 6 + [1.0] * 5 + [2.0] * 4) + 0.01 * np.arange(15))
+    assert found.cuts == (6, 15, 15)
+    assert len(found.means) == 2
+
+
 def test_levels_do_not_depend_on_the_units_of_the_curve():
     values = np.random.default_rng(0).normal(size=30)
     assert alternating_levels(values).cuts == alternating_levels(5.0 + 3.0 * values).cuts
@@ -197,6 +203,14 @@ def test_clean_data_has_two_phases(hard, groups):
     assert [phase.name for phase in phases] == ["fast", "exploration"]
     assert phases.t23 is None
     assert phases.cleaning_step is None
+
+
+def test_clean_data_has_two_phases_where_the_noise_only_rises():
+    history, rising = planted(rate=0.0), History(planted(rate=0.0).header)
+    for one in history:
+        rising.append(replace(one, values={**one.values, "sigma_lambda2": 0.01 + 0.001 * one.step}))
+    for groups in ("auto", "none"):
+        assert label_phases(rising, groups=groups).verdict == "two phases"
 
 
 def test_a_network_that_only_memorises_has_no_phase_ii():
