@@ -218,6 +218,21 @@ def test_a_finished_run_resumed_is_the_same(finished: Path) -> None:
     assert (finished / "history.jsonl").read_bytes() == before
 
 
+# --- the demonstration ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_demonstration_keeps_its_promises(tmp_path: Path, seed: int) -> None:
+    """docs/demo.md has six seeds; the bounds are those that were asked for."""
+    summary = run(RunConfig(seed=seed), tmp_path / "run")
+    assert summary["phases"]["verdict"] == "four phases"
+    assert summary["phases"]["truth"]["score"] >= 0.8
+    assert summary["cleaning"]["auroc"] >= summary["cleaning"]["auroc_best"] - 0.02
+    assert summary["test_error"]["cleaned"] < 0.5 * summary["test_error"]["final"]
+    assert [spectrum["phase"] for spectrum in summary["spectra"]] == ["I", "II", "III", "IV"]
+
+
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
