@@ -6,6 +6,7 @@ trustworthy for a model never seen before is in `sgdkern.study`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +17,10 @@ from sgdkern.columns import Entry, Whole
 from sgdkern.explicit import explicit_gradients
 from sgdkern.factors import Explicit
 from sgdkern.gradient_matrix import GradientMatrix
-from sgdkern.losses import Loss, unreduced
+from sgdkern.losses import Loss, loss_identity, unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, count_samples, forward, part_of, slices_of
-from sgdkern.recorded_pass import check_finite, check_gradients, entries, gradients, recorded
+from sgdkern.recorded_pass import check_finite, check_gradients, entries, gradients, located, recorded
 from sgdkern.recorder import Site
 from sgdkern.study import Plan, plan_for
 
@@ -52,7 +53,8 @@ def per_sample_gradients(
             arguments, a dict its keyword arguments.
         targets: as ``inputs``; what the loss compares with.
         params: None for all parameters that require gradients, names, or a predicate on names.
-        chunk_size: samples run at a time; None runs all together. The result is the same; peak memory is lower.
+        chunk_size: samples run at a time; None runs all together. The result is the same (but for the masks of random
+            layers, which are drawn chunk by chunk); peak memory is lower.
         batch_loss: a second form, ``batch_loss(model, batch)`` giving losses [N], for models that compute their own
             loss.
         batch: what ``batch_loss`` takes: nested tensors whose first axis is the sample.
@@ -91,8 +93,7 @@ def per_sample_gradients(
             "per_sample_gradients: loss_fn (with inputs and targets) or batch_loss (with batch) must be given, got "
             "neither. Give one of the two forms."
         )
-    loss_key = getattr(batch_loss or loss_fn, "__code__", type(batch_loss or loss_fn))
-    problem = Problem(model, tracked, run, batch, count_samples(batch), seed, loss_key)
+    problem = Problem(model, tracked, run, batch, count_samples(batch), seed, loss_identity(batch_loss or loss_fn))
     size = problem.num_samples if chunk_size is None else chunk_size
     if size < 1:
         raise ValueError(f"per_sample_gradients: chunk_size must be at least 1, got {size}.")
@@ -100,6 +101,8 @@ def per_sample_gradients(
     for start in range(0, problem.num_samples, size):
         stop = min(start + size, problem.num_samples)
         part = problem if stop - start == problem.num_samples else part_of(problem, torch.arange(start, stop))
+        if part.seed is not None:
+            part = dataclasses.replace(part, seed=part.seed + start)  # chunks must not share their masks
         parts.append(_captured(part))
     return parts[0] if len(parts) == 1 else GradientMatrix.stack(parts)
 
@@ -165,7 +168,7 @@ def _captured(problem: Problem) -> GradientMatrix:
         seen.grads = gradients(seen.losses.sum(), [site.edge for site in seen.recorder.sites])
         check_finite(seen)
         plan = plan_for(problem, seen)
-        placed = entries(seen, plan.layouts, plan.explicit)
+        placed = entries(seen, located(seen, plan.layouts), plan.explicit)
         if plan.explicit:
             rows = explicit_gradients(problem, list(plan.explicit), method=plan.method)
             placed += [Entry(Explicit(row), (Whole((name,)),)) for name, row in rows.items()]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,6 +57,39 @@ def unreduced(loss_fn: Loss) -> Loss:
             function(outputs, targets, reduction="none"), targets, str(reduction), ignored
         )
     return lambda outputs, targets: _checked(loss_fn(outputs, targets))
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object compared by identity, and kept alive so that its identity stays its own."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def loss_identity(loss: Any) -> Hashable:
+    """What tells one loss from another: a function's code and what it closes over, a partial's parts, else the object.
+
+    A lambda that is written in a loop is the same loss at every turn, as long as it closes over the same things.
+
+    Args:
+        loss: a loss function or module.
+
+    Returns:
+        A key for a dictionary.
+    """
+    if isinstance(loss, functools.partial):
+        given = (*loss.args, *(item for pair in sorted(loss.keywords.items()) for item in pair))
+        return loss_identity(loss.func), tuple(map(_Same, given))
+    if isinstance(loss, types.FunctionType):
+        cells = tuple(_Same(cell.cell_contents) for cell in loss.__closure__ or ())
+        return loss.__code__, cells, tuple(map(_Same, loss.__defaults__ or ()))
+    return _Same(loss)
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -23,16 +23,11 @@ def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
     Yields:
         None.
     """
-    buffers = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    saved = [
+        (buffer, buffer.detach().clone()) for _, known in buffers for buffer in known.values() if buffer is not None
     ]
-    saved = [(buffer, buffer.detach().clone()) for _, _, buffer in buffers]
-    devices = sorted({
-        p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None
-    })
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.inference_mode(False))
@@ -42,18 +37,29 @@ def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
                 torch.compiler.set_stance("force_eager")
             )  # torch functions inside compiled code cannot be seen
         if seed is not None:
-            torch.manual_seed(seed)
+            for generator in (torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)):
+                generator.manual_seed(seed)
         try:
             yield
         finally:
             _restore(buffers, saved)
 
 
-def _restore(buffers: list[tuple[nn.Module, str, Tensor]], saved: list[tuple[Tensor, Tensor]]) -> None:
-    """Put back buffers that were written to or replaced; batch norm writes without a new version of the tensor."""
+def random_states() -> list[Tensor]:
+    """States of the generators of the CPU and of every CUDA device in use."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+Buffers = dict[str, Tensor | None]
+
+
+def _restore(buffers: list[tuple[Buffers, Buffers]], saved: list[tuple[Tensor, Tensor]]) -> None:
+    """Put back buffers that were written to, replaced, filled or added."""
+    for now, known in buffers:
+        if now.keys() != known.keys() or any(now[name] is not known[name] for name in known):
+            now.clear()
+            now.update(known)
     with torch.no_grad():
-        for (module, name, buffer), (_, copy) in zip(buffers, saved, strict=True):
-            if not torch.equal(buffer, copy):
+        for buffer, copy in saved:
+            if not torch.equal(buffer, copy):  # batch norm writes without a new version of the tensor
                 buffer.data.copy_(copy)  # by .data: graphs that have saved the buffer do not mind
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer

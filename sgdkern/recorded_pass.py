@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sgdkern.columns import Columns, Derived, Entry, Part, Whole
-from sgdkern.layers import Call, Layout, Scattered, Use
+from sgdkern.layers import Call, Layout, Scattered, Unsupported, Use
 from sgdkern.losses import check_losses
+from sgdkern.preserve import random_states
 from sgdkern.problem import Problem
 from sgdkern.recorder import Recorder, Site
 
@@ -34,10 +36,10 @@ class Pass:
 def recorded(problem: Problem) -> Pass:
     """One forward pass under a recorder."""
     recorder = Recorder(problem.model, problem.tracked, problem.num_samples)
-    before = torch.get_rng_state()
+    before = random_states()
     with recorder:
         losses, outputs = problem.losses(problem.model, problem.batch)
-    if problem.seed is None and not torch.equal(before, torch.get_rng_state()):
+    if problem.seed is None and not all(map(torch.equal, before, random_states())):
         names = [
             name
             for name, module in problem.model.named_modules()
@@ -60,70 +62,108 @@ def gradients(loss: Tensor, edges: Sequence[Any], parameters: Sequence[Tensor] =
     return list(torch.autograd.grad(loss, targets, allow_unused=True, retain_graph=True))
 
 
-def owners(recorded: Pass, sites: Sequence[Site]) -> list[Tensor]:
-    """The sample of each row of some sites' outputs, [R] each.
+def weightings(num_samples: int, like: Tensor) -> list[Tensor]:
+    """Weights of the losses that tell samples apart, one set an octal digit d of their numbers: 2^d, [N] each.
 
-    The losses are weighted 1 + d/256 with the digits d of the samples' numbers to the base 256, one backward pass a
-    digit: a row's gradient grows by just the weight of its sample. Rows without a gradient may belong to any sample.
+    A gradient that belongs to one sample grows by just its weight. Powers of two scale every floating-point format
+    without rounding, so that this shows in half precision too.
 
     Args:
-        recorded: the pass; its gradients are those of the plain sum of losses.
-        sites: the sites wanted.
+        num_samples: N.
+        like: the losses, for dtype and device.
 
     Returns:
-        One tensor of sample numbers a site.
+        ⌈log₈ N⌉ sets of weights, one at least.
     """
-    if not sites:
+    samples = torch.arange(num_samples, device=like.device)
+    digits = [samples.remainder(8)]
+    while (samples := samples // 8).any():
+        digits.append(samples.remainder(8))
+    return [2.0 ** digit.to(like.dtype) for digit in digits]
+
+
+def located(seen: Pass, layouts: Sequence[Place]) -> list[Layout | Scattered | None]:
+    """Where the samples are in each site's output in this very pass; None where there is nothing to place.
+
+    Args:
+        seen: the pass with the gradients of the plain sum of losses; its graph must still be there.
+        layouts: what the study found.
+
+    Returns:
+        One layout a site.
+
+    Raises:
+        ValueError: if a row belongs to no one sample.
+    """
+    sites = seen.recorder.sites
+    irregular = [
+        is_irregular(site, layout, seen) and grad is not None and bool(grad.any())
+        for site, layout, grad in zip(sites, layouts, seen.grads, strict=True)
+    ]
+    places = iter(_owners(seen, [place for place, told in enumerate(irregular) if told]))
+    regular = [
+        dataclasses.replace(layout, num_samples=seen.num_samples) if isinstance(layout, Layout) else None
+        for layout in layouts
+    ]
+    return [
+        Scattered(seen.num_samples, next(places)) if told else None if is_irregular(site, layout, seen) else where
+        for site, layout, where, told in zip(sites, layouts, regular, irregular, strict=True)
+    ]
+
+
+def _owners(seen: Pass, places: Sequence[int]) -> list[Tensor]:
+    """The sample of each row of some sites' outputs, [R] each; −1 for rows without a gradient."""
+    if not places:
         return []
-    plain = [grad for site, grad in zip(recorded.recorder.sites, recorded.grads, strict=True) if site in sites]
-    found = [torch.zeros(site.shape[0], dtype=torch.int64, device=recorded.losses.device) for site in sites]
-    samples = torch.arange(recorded.num_samples, device=recorded.losses.device)
-    scale = 1
-    while scale < recorded.num_samples:
-        weights = 1 + (samples // scale % 256).to(recorded.losses.dtype) / 256
-        weighted = gradients((weights * recorded.losses).sum(), [site.edge for site in sites])
-        for owner, one, other in zip(found, plain, weighted, strict=True):
-            if one is not None and other is not None:
-                one, other = one.double().flatten(1), other.double().flatten(1)
-                ratio = (one * other).sum(1) / one.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-                owner += ((ratio - 1) * 256).round().clamp(0, 255).long() * scale
-        scale *= 256
-    return [owner.clamp_max(recorded.num_samples - 1) for owner in found]
+    edges = [seen.recorder.sites[place].edge for place in places]
+    plain = [_rows(seen.grads[place]) for place in places]
+    found = [torch.where(one.any(1), 0, -1) for one in plain]
+    for digit, weights in enumerate(weightings(seen.num_samples, seen.losses)):
+        weighted = gradients((weights * seen.losses).sum(), edges)
+        for owner, one, other in zip(found, plain, map(_rows, weighted), strict=True):
+            present = owner >= 0
+            power = ((one * other).sum(1) / one.square().sum(1))[present].log2()
+            if not ((power - power.round()).abs() < 0.25).all():
+                raise ValueError(
+                    "per_sample_gradients: each row of a layer's output must belong to one sample, but some gradients "
+                    "belong to several. Does a layer or the loss mix samples?"
+                )
+            owner[present] += power.round().long().clamp(0, 7) * 8**digit
+    return [owner.clamp_max(seen.num_samples - 1) for owner in found]
 
 
-def entries(recorded: Pass, layouts: Sequence[Place], explicit: Collection[str]) -> list[Entry]:
+def _rows(grad: Tensor | None) -> Tensor:
+    """A gradient as float64 rows along its first axis; there is one, since irregular sites without any are left out."""
+    return torch.zeros(0, 1, dtype=torch.float64) if grad is None else grad.double().flatten(1)
+
+
+def entries(seen: Pass, places: Sequence[Layout | Scattered | None], explicit: Collection[str]) -> list[Entry]:
     """Factors of all recorded calls, on the columns of the parameters that do not go the explicit route.
 
     Args:
-        recorded: the pass; its gradients are let go one by one, so that no layer's is held twice.
-        layouts: where the samples are in each site's output.
+        seen: the pass; its gradients are let go one by one, so that no layer's is held twice.
+        places: where the samples are in each site's output.
         explicit: names of the parameters to leave out.
 
     Returns:
         One entry a parameter, or pair of parameters, of each call.
     """
-    sites = recorded.recorder.sites
-    irregular = [_irregular(site, layout, recorded) for site, layout in zip(sites, layouts, strict=True)]
-    rows = iter(owners(recorded, [site for site, told in zip(sites, irregular, strict=True) if told]))
     placed = []
-    for place, (site, layout, told) in enumerate(zip(sites, layouts, irregular, strict=True)):
-        grad, recorded.grads[place] = recorded.grads[place], None
-        where = Scattered(recorded.num_samples, next(rows)) if told else layout
-        if grad is None or where is None or where == "scattered" or site.parameters <= set(explicit):
+    for number, (site, where) in enumerate(zip(seen.recorder.sites, places, strict=True)):
+        grad, seen.grads[number] = seen.grads[number], None
+        if grad is None or where is None or site.parameters <= set(explicit):
             continue
-        if isinstance(where, Layout):
-            where = dataclasses.replace(where, num_samples=recorded.num_samples)
-        for use in uses(site, where, grad, recorded.recorder):
-            entry = _placed(use, recorded.recorder, explicit)
+        for use in uses(site, where, grad, seen.recorder):
+            entry = _placed(use, seen.recorder, explicit)
             if entry is not None:
                 placed.append(entry)
     return placed
 
 
-def _irregular(site: Site, layout: Place, recorded: Pass) -> bool:
+def is_irregular(site: Site, layout: Place, seen: Pass) -> bool:
     """Whether the samples of a site's rows must be found out in this very pass."""
     if isinstance(layout, Layout):
-        return not dataclasses.replace(layout, num_samples=recorded.num_samples).fits(site.shape)
+        return not dataclasses.replace(layout, num_samples=seen.num_samples).fits(site.shape)
     return layout == "scattered"
 
 
@@ -133,6 +173,10 @@ def uses(site: Site, layout: Layout | Scattered, grad: Tensor, recorder: Recorde
     args = [_single(arg, recorder) for arg in site.args]
     kwargs = {key: _single(arg, recorder) for key, arg in site.kwargs.items()}
     with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+        try:
+            inspect.signature(site.layer.rule).bind(call, *args, **kwargs)
+        except TypeError as error:
+            raise Unsupported(f"called in a form that its rule does not know ({error})") from error
         return list(site.layer.rule(call, *args, **kwargs))
 
 

@@ -37,9 +37,9 @@ class Site:
     parameters: frozenset[str]
 
     @property
-    def signature(self) -> tuple[str, int, frozenset[str]]:
+    def signature(self) -> tuple[Any, ...]:
         """What two passes over different samples have in common."""
-        return self.layer.name, len(self.shape), self.parameters
+        return self.layer.name, len(self.args), tuple(self.kwargs), len(self.shape), self.parameters
 
 
 class Recorder(TorchFunctionMode):

@@ -23,7 +23,7 @@ from sgdkern.explicit import METHODS, explicit_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.layers import Layout, Unsupported
 from sgdkern.problem import Problem, dense_gradient, part_of, slices_of
-from sgdkern.recorded_pass import Pass, Place, entries, gradients, recorded, uses
+from sgdkern.recorded_pass import Pass, Place, entries, gradients, located, recorded, uses, weightings
 from sgdkern.recorder import Recorder, Site
 
 # The study's samples; their weights 1, 2, 4 are powers of two, so that weighting is exact in floating point.
@@ -51,6 +51,11 @@ class Plan:
     conclusive: bool = True
 
 
+# A gradient under each weighting of the losses, with the weights.
+Told = Sequence[tuple[Tensor, Tensor | None]]
+# Plans kept a model: losses made anew for each call would otherwise pile up.
+PLANS_KEPT = 32
+
 _plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
 
 
@@ -61,14 +66,14 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, training)
     known = _plans.setdefault(problem.model, {})
     studied = min(problem.num_samples, STUDY_SAMPLES)
-    for count in range(
-        STUDY_SAMPLES, studied - 1, -1
-    ):  # more samples tell more, so a last small batch learns from them
+    for count in range(STUDY_SAMPLES, studied - 1, -1):  # more samples tell more: a last small batch learns from them
         if (what, count) in known:
             return known[what, count]
     plan = _studied(problem, seen, signatures)
     if plan.conclusive:
         known[what, studied] = plan
+        while len(known) > PLANS_KEPT:
+            known.pop(next(iter(known)))
     return plan
 
 
@@ -128,15 +133,17 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
     _refuse_hidden(seen.losses)
     sites = seen.recorder.sites
     edges = [site.edge for site in sites]
-    weights = 2.0 ** torch.arange(seen.num_samples, dtype=seen.losses.dtype, device=seen.losses.device).remainder(8)
+    weights, *further = weightings(seen.num_samples, seen.losses)
     plain = gradients(seen.losses.sum(), edges)
     weighted = gradients((weights * seen.losses).sum(), edges, list(tracked.values()))
+    by_digit = [(weights, weighted)] + [(digit, gradients((digit * seen.losses).sum(), edges)) for digit in further]
     truth = {
         name: dense_gradient(grad, parameter)
         for (name, parameter), grad in zip(tracked.items(), weighted[len(edges) :], strict=True)
     }
-    layouts = [_layout(one, other, weights) for one, other in zip(plain, weighted, strict=False)]
-    _refuse_coupled(model, sites, layouts, plain, weighted, weights)
+    told = [[(weight, grads[place]) for weight, grads in by_digit] for place in range(len(sites))]
+    layouts = [_layout(one, others, seen.num_samples) for one, others in zip(plain, told, strict=True)]
+    _refuse_coupled(model, sites, layouts, plain, told)
     rounding = dict.fromkeys(tracked, 0.0)
     for site, grad in zip(sites, weighted, strict=False):
         if grad is not None:
@@ -150,7 +157,7 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
             unexplained.update(dict.fromkeys(site.parameters, f"{site.layer.name}: {refusal}"))
             layouts[place] = None
     seen.grads = plain
-    placed = entries(seen, layouts, unexplained)
+    placed = entries(seen, located(seen, layouts), unexplained)
     for name, reason in _disagreeing(tracked, placed, weights, truth, rounding, seen.recorder.unruled).items():
         unexplained.setdefault(name, reason)
     in_order = {name: unexplained[name] for name in tracked if name in unexplained}
@@ -190,26 +197,32 @@ def _ratio_agrees(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
     return bool((weighted - plain * weights).norm() <= tolerance * weighted.norm())
 
 
-def _layout(plain: Tensor | None, weighted: Tensor | None, weights: Tensor) -> Place:
+def _layout(plain: Tensor | None, told: Told, num_samples: int) -> Place:
     """The first axis along which a gradient's elements carry the weights of their samples; or rows that do."""
-    num_samples = len(weights)
-    if plain is None or weighted is None:
+    weighted = [(weights, other) for weights, other in told if other is not None]
+    if plain is None or not weighted:
         return Layout(num_samples, 0)
     if not plain.any():  # nothing to learn from here; rows are told apart when there is a gradient
         return "scattered"
     for axis in range(plain.ndim):
         for minor in (False, True):
             layout = Layout(num_samples, axis, minor)
-            if layout.fits(plain.shape):
-                one, other = layout.split(plain), layout.split(weighted)
-                if _ratio_agrees(one, other, weights.view(-1, *[1] * (one.ndim - 1)).to(one.dtype)):
-                    return layout
-    rows = (
-        [(one, other) for one, other in zip(plain.flatten(1), weighted.flatten(1), strict=True)] if plain.ndim else []
-    )
-    if rows and all(any(_ratio_agrees(one, other, weight) for weight in weights.unique()) for one, other in rows):
-        return "scattered"
-    return None
+            if layout.fits(plain.shape) and all(_carries(layout, plain, other, weights) for weights, other in weighted):
+                return layout
+    in_rows = plain.ndim and all(_each_row_scales(plain, other, weights) for weights, other in weighted)
+    return "scattered" if in_rows else None
+
+
+def _carries(layout: Layout, plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether the samples' weights show along a layout's axis."""
+    one, other = layout.split(plain), layout.split(weighted)
+    return _ratio_agrees(one, other, weights.view(-1, *[1] * (one.ndim - 1)).to(one.dtype))
+
+
+def _each_row_scales(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether every row along the first axis scales by some sample's weight."""
+    rows = zip(plain.flatten(1), weighted.flatten(1), strict=True)
+    return all(any(_ratio_agrees(one, other, weight) for weight in weights.unique()) for one, other in rows)
 
 
 def _refuse_coupled(
@@ -217,23 +230,21 @@ def _refuse_coupled(
     sites: Sequence[Site],
     layouts: Sequence[Place],
     plain: Sequence[Tensor | None],
-    weighted: Sequence[Tensor | None],
-    weights: Tensor,
+    told: Sequence[Told],
 ) -> None:
     """Raise where some element's gradient belongs to no one sample, or is out of order beside batch statistics."""
     names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
-    for site, layout, one, other in zip(sites, layouts, plain, weighted, strict=False):
-        if one is None or other is None:
+    for site, layout, one, others in zip(sites, layouts, plain, told, strict=True):
+        if one is None:
             continue
-        if not (names and not isinstance(layout, Layout)) and not _elementwise_mixture(one, other, weights):
+        mixed = any(other is not None and _elementwise_mixture(one, other, weights) for weights, other in others)
+        if not mixed and not (names and not isinstance(layout, Layout)):
             continue
         blame = f"modules that use batch statistics: {names}" if names else f"seen at {sorted(site.parameters)[:3]}"
         raise ValueError(
             f"per_sample_gradients: samples must not be coupled, but a sample's loss depends on other samples "
-            f"({blame}). "
-            "No per-sample gradient exists there. Put these modules into evaluation mode (model.eval()), replace them "
-            "by GroupNorm, "
-            "or use a loss that does not mix samples."
+            f"({blame}). No per-sample gradient exists there. Put these modules into evaluation mode (model.eval()), "
+            "replace them by GroupNorm, or use a loss that does not mix samples."
         )
 
 

@@ -16,11 +16,12 @@ from sgdkern.capture import tracked_parameters, unwrapped
 from sgdkern.classification import margins_and_predictions
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.history import History
+from sgdkern.layers import Layout, Scattered
 from sgdkern.losses import check_losses, unreduced
 from sgdkern.order_parameters import order_parameters
 from sgdkern.problem import slices_of
 from sgdkern.record import Record
-from sgdkern.recorded_pass import Pass, Place, check_gradients, entries
+from sgdkern.recorded_pass import Pass, Place, check_gradients, entries, gradients, is_irregular, located
 from sgdkern.recorder import Recorder
 from sgdkern.schedule import Every, schedule
 from sgdkern.statistics import Groups
@@ -182,12 +183,13 @@ class watch:
         layouts = self._places(seen)
         (expected,) = torch.autograd.grad(losses.sum(), outputs, retain_graph=True)
         edges = [site.edge for site in recorder.sites]
+        places = self._located(seen, layouts)
         passing = time.perf_counter()
         found = _gradients_passing_by([*edges, torch.autograd.graph.get_gradient_edge(outputs)], run)
         after = time.perf_counter()
         scale = _scale(found.pop(), expected)
         seen.grads = [None if grad is None else grad / scale for grad in found]
-        placed = entries(seen, layouts, ())
+        placed = entries(seen, places, ())
         check_gradients(placed)
         routes = dict.fromkeys(self._tracked, "factors, from the loop's own backward pass")
         columns = slices_of(self._tracked)
@@ -211,8 +213,18 @@ class watch:
                     f"watch: every parameter must have a fast route, but these have none: {reasons}. "
                     "Leave them out by params=, or use Probe, which computes explicit gradients."
                 )
+            if not found.conclusive:  # no gradient reached some layer: the next minibatch is studied again
+                return found.layouts
             self._layouts[key] = found.layouts
         return self._layouts[key]
+
+    def _located(self, seen: Pass, layouts: tuple[Place, ...]) -> list[Layout | Scattered | None]:
+        """Where the samples are in this minibatch; rows in no regular order cost passes of their own."""
+        sites = seen.recorder.sites
+        seen.grads = [None] * len(sites)
+        if any(is_irregular(site, layout, seen) for site, layout in zip(sites, layouts, strict=True)):
+            seen.grads = gradients(seen.losses.sum(), [site.edge for site in sites])
+        return located(seen, layouts)
 
     def _record(self, step: int, matrix: GradientMatrix, targets: Any) -> Record:
         """Order parameters of one minibatch."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdkern.factors.explicit import Explicit
-from sgdkern.factors.protocol import Factors, gathered, output_ranges, squared_norms_by_rows
+from sgdkern.factors.protocol import Factors, chunks, gathered, output_ranges, squared_norms_by_rows
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,12 @@ class Dense:
         if positions == 1:
             return grads.square().sum((1, 2)) * (inputs.square().sum((1, 2)) + float(self.bias))
         if positions**2 * (in_features + out_features) < (positions + 4) * in_features * out_features:
-            products = torch.bmm(inputs, inputs.transpose(1, 2)) + float(self.bias)
-            return (products * torch.bmm(grads, grads.transpose(1, 2))).sum((1, 2))
+            norms = [grads.new_zeros(0)]
+            for start, stop in chunks(self.num_samples, 2 * grads.element_size() * positions**2):
+                some, given = inputs[start:stop], grads[start:stop]
+                products = torch.bmm(some, some.transpose(1, 2)) + float(self.bias)
+                norms.append((products * torch.bmm(given, given.transpose(1, 2))).sum((1, 2)))
+            return torch.cat(norms)
         return squared_norms_by_rows(self)
 
     def matvec(self, vectors: Tensor) -> Tensor:

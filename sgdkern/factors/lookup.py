@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdkern.factors.explicit import Explicit
-from sgdkern.factors.protocol import Factors, gathered, output_ranges
+from sgdkern.factors.protocol import Factors, chunks, gathered, output_ranges
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,22 @@ class Lookup:
             steps = torch.arange(size, device=flat.device)
             places = (starts[some, None] + steps).clamp_max(len(keys) - 1)
             present = steps < counts[some, None]
-            block = cells[places] * present[..., None]
-            pairs = owners[places][:, :, None] * num_samples + owners[places][:, None, :]
-            gram.index_add_(0, pairs.flatten(), torch.bmm(block, block.transpose(1, 2)).flatten())
+            for start, stop in chunks(len(places), 16 * size * (size + cells.shape[1])):
+                block = cells[places[start:stop]] * present[start:stop, :, None]
+                samples = owners[places[start:stop]]
+                pairs = samples[:, :, None] * num_samples + samples[:, None, :]
+                gram.index_add_(0, pairs.flatten(), torch.bmm(block, block.transpose(1, 2)).flatten())
             size *= 2
         return gram.view(num_samples, num_samples)
 
     def squared_norms(self) -> Tensor:
-        """‖g_n‖², [N], by position pairs with equal indices."""
-        same = (self.indices[:, :, None] == self.indices[:, None, :]) & (self.indices[:, :, None] >= 0)
-        return (torch.bmm(self.output_grads, self.output_grads.transpose(1, 2)) * same).sum((1, 2))
+        """‖g_n‖², [N], by position pairs with equal indices, a few samples at a time."""
+        norms = [self.output_grads.new_zeros(0)]
+        for start, stop in chunks(self.num_samples, 16 * self.indices.shape[1] ** 2):
+            indices, grads = self.indices[start:stop], self.output_grads[start:stop]
+            same = (indices[:, :, None] == indices[:, None, :]) & (indices[:, :, None] >= 0)
+            norms.append((torch.bmm(grads, grads.transpose(1, 2)) * same).sum((1, 2)))
+        return torch.cat(norms)
 
     def matvec(self, vectors: Tensor) -> Tensor:
         """G v, [N, k]: gathered rows of v against b."""

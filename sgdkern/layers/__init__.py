@@ -62,7 +62,7 @@ class Scattered:
 
     Args:
         num_samples: N.
-        owners: the sample of each row, [R], int64.
+        owners: the sample of each row, [R], int64; −1 for rows that belong to none.
     """
 
     num_samples: int
@@ -72,7 +72,8 @@ class Scattered:
     def split(self, tensor: Tensor) -> Tensor:
         """[R, …] as [N, k, …], where k is the largest number of rows of a sample; missing rows are zeros."""
         order = self.owners.argsort(stable=True)
-        counts = self.owners.bincount(minlength=self.num_samples)
+        order = order[self.owners[order] >= 0]
+        counts = self.owners[order].bincount(minlength=self.num_samples)
         owners = self.owners[order]
         places = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[owners]
         out = tensor.new_zeros(self.num_samples, max(1, int(counts.max())), *tensor.shape[1:])

@@ -140,7 +140,13 @@ def concatenate(call: Call, tensors: Sequence[Tensor], dim: int = 0) -> Iterator
         start += tensor.shape[dim]
 
 
-@layer(torch.where, torch.Tensor.where, examples=_token_examples)
+@layer(torch.Tensor.where, examples=_token_examples)
+def where_method(call: Call, input: Tensor, condition: Tensor, other: Tensor) -> Iterator[Use]:
+    """The same as a method of x."""
+    yield from where(call, condition, input, other)
+
+
+@layer(torch.where, examples=_token_examples)
 def where(call: Call, condition: Tensor, input: Tensor, other: Tensor) -> Iterator[Use]:
     """Y = p where a condition holds, x elsewhere."""
     for operand, chosen in ((input, condition), (other, ~condition)):
