@@ -151,7 +151,7 @@ def figure() -> None:
             text = f"{label}: epoch {row['epoch']:g}, $D_s$ = {row['effective_dimension']}"
             axis.plot(range(1, len(values) + 1), [v / values[0] for v in values], color=colours[label], label=text)
             axis.axvline(row["effective_dimension"], color=colours[label], linestyle=":", linewidth=1)
-        axis.set(xscale="log", yscale="log", ylim=(1e-5, 1.5), title=name)
+        axis.set(xscale="log", yscale="log", ylim=(1e-3, 1.5), title=name)
         axis.set(xlabel="rank $i$", ylabel=r"$\lambda_i / \lambda_1$")
         axis.legend(frameon=False, fontsize=8, loc="lower left")
         axis.spines[["top", "right"]].set_visible(False)
