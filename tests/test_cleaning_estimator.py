@@ -221,3 +221,12 @@ def test_too_few_samples_are_told():
     inputs, given, _ = blobs(num_samples=25)
     with pytest.warns(UserWarning, match="25 samples for 3 classes are too few"):
         LabelCleaner(mode="fast", max_epochs=3).fit(inputs, given)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", [None, lambda: nn.Linear(3, 3)], ids=["stacked", "separate"])
+def test_on_a_gpu(model):
+    inputs, given, truth = blobs()
+    cleaner = LabelCleaner(model, device="cuda").fit(inputs, given)
+    assert auroc(given != truth, cleaner.label_quality_) > 0.97
+    assert cleaner.predict(inputs).shape == (300,)
