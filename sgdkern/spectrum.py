@@ -101,8 +101,8 @@ def noise_spectrum(
         strict: Raise instead of returning what has not converged.
         tolerance: Residual norm of an eigenvalue found by iteration, relative to it.
         eigenvectors: Whether to form the eigenvectors in parameter space.
-        block_size: Vectors multiplied at once; 16 where None, for "randomised" 128 (or 1.5 times the eigenvalues asked
-            for).
+        block_size: Vectors multiplied at once; 16 where None, for "randomised" 1.5 times the eigenvalues asked
+            for, or 127.
         num_passes: Products that "randomised" makes; over a stream one costs one or two passes over the data.
         memory_bound: Bytes that K and the basis may take together, the factors not counted.
         scratch: A folder where K may be kept in a file (2 N² bytes) when it does not fit in memory.
