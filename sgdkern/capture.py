@@ -19,10 +19,10 @@ from sgdkern.factors import Explicit
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss, loss_identity, unreduced
 from sgdkern.preserve import preserve
-from sgdkern.problem import Batch, Problem, count_samples, forward, part_of, slices_of
+from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, part_of, slices_of
 from sgdkern.recorded_pass import check_finite, check_gradients, entries, gradients, located, recorded
 from sgdkern.recorder import Site
-from sgdkern.study import Plan, plan_for
+from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
 
 BatchLoss = Callable[[nn.Module, Batch], Tensor]
 Params = Sequence[str] | Callable[[str], bool] | None
@@ -82,6 +82,11 @@ def per_sample_gradients(
     """
     model = unwrapped(model)
     tracked = tracked_parameters(model, params)
+    if batch_loss is not None and (loss_fn is not None or batch is None):
+        raise TypeError(
+            "per_sample_gradients: batch_loss goes with batch= and without loss_fn, got "
+            f"{'loss_fn as well' if loss_fn is not None else 'no batch'}. Give one of the two forms, whole."
+        )
     if batch_loss is not None:
         run: Callable[[nn.Module, Batch], tuple[Tensor, Any]] = lambda module, part: (batch_loss(module, part), None)  # noqa: E731
     elif loss_fn is not None:
@@ -97,6 +102,9 @@ def per_sample_gradients(
     size = problem.num_samples if chunk_size is None else chunk_size
     if size < 1:
         raise ValueError(f"per_sample_gradients: chunk_size must be at least 1, got {size}.")
+    few = min(STUDY_SAMPLES, problem.num_samples)
+    if size < few:  # chunks of one sample cannot show that samples are coupled: a chunk that can goes first
+        _captured(part_of(problem, torch.arange(few)))
     parts = []
     for start in range(0, problem.num_samples, size):
         stop = min(start + size, problem.num_samples)
@@ -175,7 +183,9 @@ def _captured(problem: Problem) -> GradientMatrix:
     check_gradients(placed)
     outputs = seen.outputs.detach() if isinstance(seen.outputs, Tensor) else None
     coverage = _coverage(problem, seen.recorder.sites, plan)
-    return GradientMatrix(tuple(placed), slices_of(problem.tracked), seen.losses.detach(), outputs, coverage)
+    return GradientMatrix(
+        tuple(placed), slices_of(problem.tracked), at_least_single(seen.losses.detach()), outputs, coverage
+    )
 
 
 def _coverage(problem: Problem, sites: Sequence[Site], plan: Plan) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from sgdkern.problem import Batch, Problem, dense_gradient, taken
+from sgdkern.problem import Batch, Problem, at_least_single, dense_gradient, taken
 
 METHODS = ("vmap", "loop")
 
@@ -69,7 +69,7 @@ def _by_vmap(problem: Problem, tracked: Mapping[str, nn.Parameter]) -> dict[str,
         grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, *[0] * len(flat)), chunk_size=chunk)(
             parameters, *flat
         )
-    return {name: _at_least_single(grad.detach().flatten(1)) for name, grad in grads.items()}
+    return {name: at_least_single(grad.detach().flatten(1)) for name, grad in grads.items()}
 
 
 def _flattened(batch: Batch) -> tuple[list[Tensor], Callable[[list[Tensor]], Batch]]:
@@ -93,10 +93,5 @@ def _by_loop(problem: Problem, tracked: Mapping[str, nn.Parameter]) -> dict[str,
         losses, _ = problem.losses(problem.model, taken(problem.batch, torch.tensor([sample])))
         grads = torch.autograd.grad(losses.sum(), list(tracked.values()), allow_unused=True)
         for (name, parameter), grad in zip(tracked.items(), grads, strict=True):
-            rows[name].append(_at_least_single(dense_gradient(grad, parameter)))
+            rows[name].append(at_least_single(dense_gradient(grad, parameter)))
     return {name: torch.stack(row) for name, row in rows.items()}
-
-
-def _at_least_single(tensor: Tensor) -> Tensor:
-    """Half precision as float32."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

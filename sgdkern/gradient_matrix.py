@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ DENSE_LIMIT_BYTES = 2 * 2**30
 SLICE_BYTES = 128 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientMatrix:
     """Per-sample gradients of N samples with respect to P parameters, as factors.
 
@@ -76,6 +77,9 @@ class GradientMatrix:
             (entry,), {"parameters": slice(0, rows.shape[1])}, losses, coverage={"parameters": "explicit rows"}
         )
 
+    def __repr__(self) -> str:
+        return f"GradientMatrix({self.num_samples} samples x {self.num_params} parameters, {self.dtype}, {self.device})"
+
     @property
     def num_samples(self) -> int:
         """N."""
@@ -124,7 +128,7 @@ class GradientMatrix:
         out = vectors.new_zeros(self.num_samples, vectors.shape[1])
         for entry in self.entries:
             out += entry.factors.matvec(entry.push(vectors.T, self.parameters))
-        return out.view(-1, *vector.shape[1:])
+        return out.view(-1, *torch.as_tensor(vector).shape[1:])
 
     def rmatvec(self, weights: Tensor) -> Tensor:
         """Gᵀ w, the weighted sum of per-sample gradients.
@@ -142,10 +146,11 @@ class GradientMatrix:
         out = columns.new_zeros(columns.shape[1], self.num_params)
         for entry in self.entries:
             entry.pull(entry.factors.rmatvec(columns).T, out, self.parameters)
-        return out.T.reshape(-1, *weights.shape[1:])
+        return out.T.reshape(-1, *torch.as_tensor(weights).shape[1:])
 
     def _columns(self, vector: Tensor, rows: int, op: str, letter: str) -> Tensor:
         """The argument as columns in the factors' dtype, checked."""
+        vector = torch.as_tensor(vector)
         if vector.ndim not in (1, 2) or vector.shape[0] != rows:
             raise ValueError(
                 f"{op}: the vector must be [{letter}] or [{letter}, k] with {letter} = {rows}, got "
@@ -264,18 +269,33 @@ class GradientMatrix:
         ]
         return torch.cat(parts) / size**2
 
-    def select(self, indices: Tensor) -> GradientMatrix:
+    def select(self, indices: Tensor | Sequence[int] | slice | Any) -> GradientMatrix:
         """Rows of G.
 
         Args:
-            indices: which samples, [M] int64 or a mask [N]; or minibatches [M, B], whose rows are summed.
+            indices: which samples: integers [M] (a tensor, an array, a list, a range), a slice, or a mask [N]; or
+                minibatches [M, B], whose rows are summed.
 
         Returns:
             The gradient matrix of these samples.
+
+        Raises:
+            ValueError: if an index is out of range, or there are more than two axes.
         """
-        if indices.dtype == torch.bool:
+        if isinstance(indices, slice | range):
+            indices = torch.arange(self.num_samples)[indices] if isinstance(indices, slice) else list(indices)
+        indices = torch.as_tensor(indices, device=self.device)
+        if indices.dtype == torch.bool and indices.shape == (self.num_samples,):
             indices = indices.nonzero()[:, 0]
-        indices = indices.to(self.device)
+        indices = indices.long() if indices.numel() == 0 else indices
+        good = not indices.is_floating_point() and indices.dtype != torch.bool and indices.ndim in (1, 2)
+        if not good or (
+            indices.numel() and not -self.num_samples <= int(indices.min()) <= int(indices.max()) < self.num_samples
+        ):
+            raise ValueError(
+                f"select: indices must be integers [M] or [M, B] below {self.num_samples}, or a mask "
+                f"[{self.num_samples}], got {indices.dtype} {list(indices.shape)}."
+            )
         losses = self.losses[indices] if indices.ndim == 1 else self.losses[indices].sum(1)
         entries = tuple(Entry(entry.factors.select(indices), entry.columns) for entry in self.entries)
         outputs = self.outputs[indices] if self.outputs is not None and indices.ndim == 1 else None

@@ -62,6 +62,9 @@ class History:
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
 
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
     def append(self, record: Record) -> None:
         """Add a record at the end.
 

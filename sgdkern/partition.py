@@ -27,7 +27,13 @@ def partition(groups: Groups, num_samples: int) -> tuple[tuple[str, ...], Tensor
         ValueError: If the length is not N, a group is empty, two groups overlap or a sample belongs to none.
     """
     if not isinstance(groups, Mapping):
-        labels = torch.as_tensor(groups).cpu()
+        try:
+            labels = torch.as_tensor(groups).cpu()
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "partition: groups must be integers or {name: mask}, got something else. Number the groups, or make "
+                "a mask of each: {name: labels == name}."
+            ) from error
         if labels.is_floating_point() or labels.is_complex():
             raise TypeError(f"partition: groups must be integers or {{name: mask}}, got {labels.dtype}. Cast them.")
         if labels.shape != (num_samples,):

@@ -23,10 +23,9 @@ def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
     Yields:
         None.
     """
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    saved = [
-        (buffer, buffer.detach().clone()) for _, known in buffers for buffer in known.values() if buffer is not None
-    ]
+    mappings = [module._buffers for module in model.modules() if isinstance(module._buffers, dict)]
+    buffers = [(mapping, dict(mapping)) for mapping in mappings]  # a script module's own mapping cannot change
+    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))

@@ -72,6 +72,11 @@ def leaves(value: Any) -> Iterable[Tensor]:
 def count_samples(batch: Batch) -> int:
     """N: the length of the first axis, which every tensor of the batch must share."""
     lengths = {tensor.shape[0] for tensor in leaves(batch) if tensor.ndim}
+    if not lengths:
+        raise TypeError(
+            "per_sample_gradients: inputs and targets must hold tensors, got none. Make tensors of arrays by "
+            "torch.as_tensor."
+        )
     if len(lengths) != 1:
         raise ValueError(
             f"per_sample_gradients: the first axis of all inputs and targets must be the sample, got lengths "
@@ -110,3 +115,8 @@ def dense_gradient(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     if gradient is None:
         return torch.zeros_like(parameter).flatten()
     return (gradient.to_dense() if gradient.is_sparse else gradient).detach().flatten()
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -12,45 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sgdkern.order_parameters.groups import GroupStatistics
+
 SCHEMA_VERSION = 1
 _ARRAY_KEYS = {"dtype", "shape", "base64"}
 PER_SAMPLE = ("losses", "margins", "predictions")
 
 
-@dataclass(frozen=True)
-class GroupRecord:
-    """Activities and alignments of the groups of one partition of the samples.
-
-    Attributes:
-        names: The groups' names.
-        counts: Samples in each group.
-        A: Activity of each group, the mean squared norm of its share of a minibatch gradient.
-        A0: Directed activity of each group, the squared norm of its share of the mean gradient.
-        cosines: Cosines between the groups' mean gradients; the whole set's mean is the last row and column.
-    """
-
-    names: tuple[str, ...]
-    counts: tuple[int, ...]
-    A: tuple[float, ...]
-    A0: tuple[float, ...]
-    cosines: tuple[tuple[float, ...], ...]
-
-    def scalars(self) -> dict[str, float]:
-        """Name every number: `A_<g>`, `A0_<g>`, `R_<g><h>`, and `R_a<g>` for the cosine with the mean gradient.
-
-        Groups with longer names are joined with an underscore: `R_left_right`, `R_a_left`.
-
-        Returns:
-            Name to value.
-        """
-        join = "" if all(len(name) == 1 for name in self.names) else "_"
-        flat = {f"A_{name}": value for name, value in zip(self.names, self.A, strict=True)}
-        flat |= {f"A0_{name}": value for name, value in zip(self.names, self.A0, strict=True)}
-        for row, first in enumerate(self.names):
-            for column in range(row + 1, len(self.names)):
-                flat[f"R_{first}{join}{self.names[column]}"] = self.cosines[row][column]
-            flat[f"R_a{join}{first}"] = self.cosines[-1][row]
-        return flat
+# What a record keeps of one partition is what was measured of it.
+GroupRecord = GroupStatistics
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def statistics(
         The statistics, float64 on the CPU.
 
     Raises:
+        TypeError: If the source is neither.
         ValueError: If there are no samples, a gradient is not finite, the groups are not a partition, or K is asked of
             a source that cannot give it.
 
@@ -157,6 +158,11 @@ def statistics(
         >>> statistics(G).projections.tolist()  # the mean gradient is (2, 0)
         [2.0, 6.0]
     """
+    if not hasattr(source, "num_samples"):
+        raise TypeError(
+            f"statistics: the source must be a GradientMatrix or StreamingGradients, got {type(source).__name__}. "
+            "Make one by per_sample_gradients, or of explicit rows by GradientMatrix.from_dense."
+        )
     if source.num_samples < 1:
         raise ValueError("statistics: the source must hold at least one sample, got 0. Is the data set empty?")
     if route == "auto":

@@ -79,6 +79,8 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
 
 def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
     """The plan from a few samples; from all of them where the model takes other paths for a few."""
+    if problem.num_samples == 1 and any(map(_uses_batch_statistics, problem.model.modules())):
+        raise _coupled(problem.model, "one sample cannot show it")
     indices = torch.linspace(0, problem.num_samples - 1, min(STUDY_SAMPLES, problem.num_samples)).round().long()
     part = part_of(problem, indices)
     try:
@@ -88,20 +90,29 @@ def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
     if tuple(site.signature for site in few.recorder.sites) != signatures:
         return _study(problem, recorded(problem))
     if problem.seed is None:
-        _refuse_batch_dependence(seen.losses.detach()[indices.to(seen.losses.device)], few.losses.detach())
+        _refuse_batch_dependence(
+            problem.model, seen.losses.detach()[indices.to(seen.losses.device)], few.losses.detach()
+        )
     return _study(part, few)
 
 
-def _refuse_batch_dependence(among_all: Tensor, among_few: Tensor) -> None:
+def _refuse_batch_dependence(model: nn.Module, among_all: Tensor, among_few: Tensor) -> None:
     """Raise where a sample's loss is another one in another batch."""
     tolerance = AGREEMENT.get(among_all.dtype, 2e-3) * among_all.abs().max().clamp_min(1)
     if (among_all - among_few).abs().max() > tolerance:
-        raise ValueError(
-            "per_sample_gradients: a sample's loss must not depend on the batch it is in, but it does: "
-            f"{among_all.tolist()} among all samples, {among_few.tolist()} among {len(among_few)}. "
-            "Put batch normalisation into evaluation mode (model.eval()), and let the loss neither mix samples nor "
-            "divide by their number."
-        )
+        one, other = float(among_all[0]), float(among_few[0])
+        raise _coupled(model, f"the first sample's loss is {one:.4g} among all samples and {other:.4g} among a few")
+
+
+def _coupled(model: nn.Module, seen: str) -> ValueError:
+    """The error for samples that are coupled, which names the modules that do it."""
+    names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
+    blame = f"modules that use batch statistics: {names}" if names else seen
+    return ValueError(
+        f"per_sample_gradients: samples must not be coupled, but a sample's loss depends on other samples ({blame}). "
+        "No per-sample gradient exists there. Put these modules into evaluation mode (model.eval()), replace them by "
+        "GroupNorm, or use a loss that neither mixes samples nor divides by their number."
+    )
 
 
 @dataclass(frozen=True)
@@ -240,12 +251,7 @@ def _refuse_coupled(
         mixed = any(other is not None and _elementwise_mixture(one, other, weights) for weights, other in others)
         if not mixed and not (names and not isinstance(layout, Layout)):
             continue
-        blame = f"modules that use batch statistics: {names}" if names else f"seen at {sorted(site.parameters)[:3]}"
-        raise ValueError(
-            f"per_sample_gradients: samples must not be coupled, but a sample's loss depends on other samples "
-            f"({blame}). No per-sample gradient exists there. Put these modules into evaluation mode (model.eval()), "
-            "replace them by GroupNorm, or use a loss that does not mix samples."
-        )
+        raise _coupled(model, f"seen at {sorted(site.parameters)[:3]}")
 
 
 def _elementwise_mixture(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:

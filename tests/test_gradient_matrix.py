@@ -1,5 +1,6 @@
 """Every case by every law, against plain autograd sample by sample in float64."""
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, parameters
@@ -220,3 +221,23 @@ class TestArguments:
         parts = [per_sample_gradients(model, loss, x, torch.zeros(len(x))) for x in (long, short)]
         expected = torch.cat([part.dense() for part in parts])
         torch.testing.assert_close(GradientMatrix.stack(parts).dense(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("indices", [[1, 3], range(1, 4), slice(None, None, 2), [-1], np.array([2, 0]), []])
+def test_samples_are_chosen_as_of_an_array(indices):
+    dense = torch.arange(12.0).view(4, 3)
+    chosen = GradientMatrix.from_dense(dense).select(indices)
+    assert torch.equal(chosen.dense(), torch.as_tensor(dense.numpy()[indices]))
+
+
+@pytest.mark.parametrize("indices", [[4], [-5], [0.5], [[[0]]], torch.tensor([True, False])])
+def test_samples_that_are_not_there_are_refused(indices):
+    with pytest.raises(ValueError, match="select: indices"):
+        GradientMatrix.from_dense(torch.ones(4, 3)).select(indices)
+
+
+def test_arrays_are_vectors_too():
+    G = GradientMatrix.from_dense(torch.eye(3))
+    assert torch.equal(G.matvec(np.ones(3)), torch.ones(3))
+    assert torch.equal(G.rmatvec([1.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 2.0]))
+    assert repr(G) == "GradientMatrix(3 samples x 3 parameters, torch.float32, cpu)"

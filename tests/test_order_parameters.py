@@ -201,7 +201,8 @@ def test_keys_are_those_of_the_contract():
     flat = measured.scalars()
     wanted = {"A", "A0", "A_perp", "A_par", "D", "D_par", "R", "sigma_lambda2", "noise_scale", "R_se"}
     wanted |= {f"{name}{end}" for name in CLOSED for end in ("_unbiased", "_low", "_high")}
-    assert set(flat) == wanted | {"R_low", "R_high", "A_c", "A_w", "A0_c", "A0_w"}
+    assert set(flat) == wanted | {"R_low", "R_high", "A_c", "A_w", "A0_c", "A0_w", "R_cw", "R_ac", "R_aw"}
+    assert flat["A0"] == measured.A0
     assert all(type(value) is float for value in flat.values())
     assert measured.as_dict() == {**flat, "cosines": measured.groups.cosines}
 

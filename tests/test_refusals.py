@@ -50,20 +50,20 @@ class TestCoupledSamples:
                 return x - x.mean(0)
 
         refused(ValueError, "must not", network(Whitened()), CROSS_ENTROPY, X[:3], Y[:3])
-        refused(ValueError, "depend on the batch it is in", network(Whitened()), CROSS_ENTROPY, X, Y)
+        refused(ValueError, "depends on other samples", network(Whitened()), CROSS_ENTROPY, X, Y)
 
     def test_contrastive_loss(self) -> None:
         def contrastive(outputs: Tensor, _: Tensor) -> Tensor:
             return -(outputs @ outputs.T).log_softmax(1).diagonal()
 
-        refused(ValueError, "mix samples", network(), contrastive, X, Y)
-        refused(ValueError, "mix samples", network(), contrastive, X[:3], Y[:3])
+        refused(ValueError, "mixes samples", network(), contrastive, X, Y)
+        refused(ValueError, "mixes samples", network(), contrastive, X[:3], Y[:3])
 
     def test_loss_divided_by_the_batch(self) -> None:
         def shared(outputs: Tensor, targets: Tensor) -> Tensor:
             return nn.functional.cross_entropy(outputs, targets, reduction="none") / len(targets)
 
-        refused(ValueError, r"divide by their number", network(), shared, X, Y)
+        refused(ValueError, r"divides by their number", network(), shared, X, Y)
 
     def test_gradient_scaled_by_frequency(self) -> None:
         model = nn.Sequential(nn.Embedding(9, 3, scale_grad_by_freq=True), nn.Flatten())

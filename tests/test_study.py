@@ -179,3 +179,34 @@ def test_watch_places_routed_rows_and_studies_again_what_had_no_gradient():
         expected = sk.per_sample_gradients(head, loss, inputs, labels)
         loss(head(inputs), labels).backward()
     torch.testing.assert_close(watched.gradients.dense(), expected.dense())
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("chunk_size", [1, None])
+def test_batch_statistics_are_refused_and_named_whatever_the_batch(count, chunk_size):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 3))
+    inputs, labels = torch.randn(count, 1, 5, 5), torch.arange(count) % 3
+    with pytest.raises(ValueError, match=r"\['1'\].*model\.eval\(\)"):
+        sk.per_sample_gradients(model, nn.CrossEntropyLoss(), inputs, labels, chunk_size=chunk_size)
+
+
+def test_a_mean_over_the_batch_is_refused_in_chunks_of_one():
+    class Centred(nn.Linear):
+        def forward(self, inputs):
+            out = super().forward(inputs)
+            return out - out.mean(0)
+
+    with pytest.raises(ValueError, match="must not be coupled"):
+        sk.per_sample_gradients(Centred(3, 2), F.mse_loss, torch.randn(4, 3), torch.randn(4, 2), chunk_size=1)
+
+
+def test_one_form_at_a_time():
+    model = nn.Linear(3, 2)
+    inputs, targets = torch.randn(4, 3), torch.randn(4, 2)
+    both = {"batch_loss": lambda m, b: m(b).sum(1), "batch": inputs}
+    with pytest.raises(TypeError, match="one of the two forms"):
+        sk.per_sample_gradients(model, F.mse_loss, inputs, targets, **both)
+    with pytest.raises(TypeError, match="no batch"):
+        sk.per_sample_gradients(model, batch_loss=both["batch_loss"])
+    with pytest.raises(TypeError, match=r"torch\.as_tensor"):
+        sk.per_sample_gradients(model, F.mse_loss, inputs.numpy(), targets.numpy())

@@ -26,9 +26,7 @@ def scalars(record: Record, *, prefix: str = "sgdkern") -> dict[str, float]:
     named = {f"all/{key}": value for key, value in record.values.items()}
     named |= {f"metrics/{key}": value for key, value in record.metrics.items()}
     for partition, groups in record.groups.items():
-        for row, one in enumerate(groups.names):
-            for column, other in enumerate(groups.names[:row]):
-                named[f"{partition}/R_{other}{one}"] = groups.cosines[row][column]
+        named |= {f"{partition}/{key}": value for key, value in groups.scalars().items()}
     if record.spectrum is not None:
         named["spectrum/effective_dimension"] = record.spectrum.effective_dimension
     return {f"{prefix}/{name}": float(value) for name, value in named.items() if math.isfinite(value)}

@@ -33,6 +33,23 @@ class GroupStatistics:
     A0: tuple[float, ...]
     cosines: tuple[tuple[float, ...], ...]
 
+    def scalars(self) -> dict[str, float]:
+        """Name every number: `A_<g>`, `A0_<g>`, `R_<g><h>`, and `R_a<g>` for the cosine with the mean gradient.
+
+        Groups with longer names are joined with an underscore: `R_left_right`, `R_a_left`.
+
+        Returns:
+            Name to value.
+        """
+        join = "" if all(len(name) == 1 for name in self.names) else "_"
+        flat = {f"A_{name}": value for name, value in zip(self.names, self.A, strict=True)}
+        flat |= {f"A0_{name}": value for name, value in zip(self.names, self.A0, strict=True)}
+        for row, first in enumerate(self.names):
+            for column in range(row + 1, len(self.names)):
+                flat[f"R_{first}{join}{self.names[column]}"] = self.cosines[row][column]
+            flat[f"R_a{join}{first}"] = self.cosines[-1][row]
+        return flat
+
 
 @dataclass(frozen=True, eq=False)
 class CosineNull:

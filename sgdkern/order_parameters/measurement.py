@@ -19,7 +19,7 @@ from sgdkern.statistics import GradientSource, Groups, Statistics
 from sgdkern.statistics import statistics as measure_statistics
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OrderParameters:
     """The order parameters of N samples at one batch size.
 
@@ -50,6 +50,16 @@ class OrderParameters:
         """Cosines of the groups' mean gradients, [groups + 1, groups + 1], the mean of all samples last."""
         return None if self.groups is None else torch.tensor(self.groups.cosines, dtype=torch.float64)
 
+    def __getattr__(self, name: str) -> float:
+        """An order parameter by its name, as in ``measured.A0``."""
+        if name in REGISTRY:
+            return self.values[name]
+        raise AttributeError(f"OrderParameters has no attribute {name!r}; it measured {', '.join(REGISTRY)}.")
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={value:.4g}" for name, value in self.values.items())
+        return f"OrderParameters(num_samples={self.num_samples}, batch_size={self.batch_size}, {numbers})"
+
     def __getitem__(self, key: str) -> float:
         """One number by its key in `scalars`."""
         return self.scalars()[key]
@@ -68,15 +78,15 @@ class OrderParameters:
 
         Returns:
             Floats by name: each order parameter, then `R_se`, `<key>_unbiased`, `<key>_low`, `<key>_high`; for groups
-            `A_<g>`, `A0_<g>`. A number that cannot be known is nan, and `notes` says why; a missing upper bound is inf.
+            those of `GroupStatistics.scalars` (`A_<g>`, `A0_<g>`, `R_<g><h>`, `R_a<g>`). A number that cannot be known
+            is nan, and `notes` says why; a missing upper bound is inf.
         """
         flat = {**self.values, "R_se": self.alignment.standard_error}
         for name, estimate in self.unbiased.items():
             flat |= {f"{name}_unbiased": estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         flat |= {"R_low": self.alignment.low, "R_high": self.alignment.high}
         if self.groups is not None:
-            for name, activity, directed in zip(self.groups.names, self.groups.A, self.groups.A0):
-                flat |= {f"A_{name}": activity, f"A0_{name}": directed}
+            flat |= self.groups.scalars()
         return flat
 
 

@@ -52,7 +52,12 @@ def noise_factor(batch_size: int, num_samples: float, *, replacement: bool = Fal
         >>> noise_factor(1, 10), noise_factor(10, 10), noise_factor(5, 10, replacement=True)
         (1.0, 0.0, 0.2)
     """
-    if batch_size != int(batch_size) or batch_size < 1 or (batch_size > num_samples and not replacement):
+    if (
+        not hasattr(batch_size, "__int__")
+        or batch_size != int(batch_size)
+        or batch_size < 1
+        or (batch_size > num_samples and not replacement)
+    ):
         raise ValueError(
             f"order_parameters: batch_size must be a whole number from 1 to the number of samples {num_samples}, got "
             f"{batch_size}. Probe more samples, or pass replacement=True."
