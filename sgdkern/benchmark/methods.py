@@ -1,6 +1,7 @@
 """The ways to the Gram matrix that are compared: plain PyTorch, this library with and without kernels, the peers."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from unittest.mock import patch
@@ -102,7 +103,9 @@ def _vmap(problem: Problem) -> Tensor:
 
 @_method("sgdkern, reference")
 def _reference(problem: Problem) -> Tensor:
-    with patch.object(ops.gram, "overload", ops.gram.reference):
+    with ExitStack() as stack:
+        for op in ops.OPS.values():
+            stack.enter_context(patch.object(op, "overload", op.reference))
         return _compiled(problem)
 
 
