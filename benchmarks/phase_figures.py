@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 from phase_scores import NAMES, Scored, confusion
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the same colour means the same phase everywhere.
@@ -49,6 +50,7 @@ def _timeline(run: Scored, path: Path) -> None:
             axis.axvspan(max(phase.start, left), phase.end, color=PHASE_COLOURS[phase.name], alpha=0.22, lw=0)
         axis.plot(steps, run.history.column(name), color="black", lw=1.4)
         axis.set(ylabel=label, yscale=scale, xscale="log", xlim=(left, steps[-1]))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0].plot(
         steps, run.history.column("train_error"), color="black", lw=1, ls=":", label="training error (given labels)"
     )
@@ -87,7 +89,7 @@ def _scores(runs: list[Scored], path: Path) -> None:
     axis.axhline(0.75, color="black", lw=0.8, ls=":")
     axis.set(xlabel="noise rate", ylabel="share of log-time labelled right", ylim=(-0.03, 1.03))
     axis.text(0.45, 0.03, "rates that are judged", ha="center", color="#006B4F")
-    axis.legend(frameon=False, loc="lower left")
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(0.0, 0.35))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

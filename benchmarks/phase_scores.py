@@ -254,7 +254,10 @@ def report(runs: list[Scored], folder: Path) -> None:
     """Write phases.json, phases.md and the figures."""
     from phase_figures import draw
 
-    halves = {half: [run for run in runs if run.config["half"] == half] for half in ("judgement", "development")}
+    halves = {
+        half: [run for run in runs if run.config["half"] == half]
+        for half in ("judgement", "confirmation", "development")
+    }
     halves = {half: found for half, found in halves.items() if found}
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
