@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
 
 HERE = Path(__file__).resolve().parent
 FIGURE = HERE.parent / "docs" / "figures" / "spectrum_growth.png"
@@ -34,6 +35,8 @@ def main() -> None:
             )
             axis.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label)
         axis.set(xscale="log", yscale="log", xlabel=name, title=title)
+        axis.set_xticks([point for point, _ in points], [f"{point:,}" for point, _ in points], rotation=30)
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("CPU seconds, capture included")
     axes[0].legend(frameon=False)
