@@ -12,13 +12,11 @@ from torch import Tensor
 
 from sgdkern import ops
 from sgdkern.columns import Columns, Derived, Entry, Whole, merged, overlap, restricted, same_place
-from sgdkern.factors import Dense, Explicit, Factors, Lookup, Patches, can_stack, chunks, stack
+from sgdkern.factors import Dense, Explicit, can_stack, chunks, stack
+from sgdkern.gram_routes import add_gram, add_gram_by_rows
 
 # `dense` refuses to build more than this: G is meant never to exist.
 DENSE_LIMIT_BYTES = 2 * 2**30
-# Explicit rows of one layer are formed for all samples at once up to this size, its outputs in slices beyond: patches
-# are formed anew for each slice, so few slices cost less.
-SLICE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,10 +105,7 @@ class GradientMatrix:
 
     @property
     def _like(self) -> Tensor:
-        for entry in self.entries:
-            if isinstance(entry.factors, Explicit | Dense | Lookup | Patches):
-                return entry.factors.output_grads
-        return self.losses
+        return self.entries[0].factors.output_grads if self.entries else self.losses
 
     def matvec(self, vector: Tensor) -> Tensor:
         """G v.
@@ -182,9 +177,18 @@ class GradientMatrix:
         if "squared_norms" not in self._cache:
             norms = self._like.new_zeros(self.num_samples)
             for group in self._components():
-                norms += _squared_norms(group)
+                norms += group._component_norms()
             self._cache["squared_norms"] = norms
         return self._cache["squared_norms"]
+
+    def _component_norms(self) -> Tensor:
+        """Squared norms of one component, [N]."""
+        if self.plain:
+            return self.entries[0].factors.squared_norms()
+        norms = [self.losses[:0].to(self.dtype)]
+        for start, stop in chunks(self.num_samples, self._like.element_size() * self.num_params):
+            norms.append(self.rows(start, stop).square().sum(1))
+        return torch.cat(norms)
 
     def gram(self) -> Tensor:
         """K = G Gᵀ, [N, N]; kept with the gradient matrix, so do not write into it."""
@@ -199,10 +203,10 @@ class GradientMatrix:
                 gram = ops.gram(inputs, grads, [factors.bias for factors in dense])
             for factors in single:
                 if not any(factors is other for other in dense):
-                    _add_gram(gram, factors)
+                    add_gram(gram, factors)
             for group in groups:
                 if not group.plain:
-                    _add_gram_by_rows(gram, group)
+                    add_gram_by_rows(gram, group.rows, group.num_params)
             self._cache["gram"] = gram
         return self._cache["gram"]
 
@@ -262,7 +266,7 @@ class GradientMatrix:
         indices = indices.to(self.device)
         if "gram" in self._cache:
             return self._cache["gram"][indices[:, :, None], indices[:, None, :]].mean((1, 2))
-        per_sample = max((_bytes_per_sample(entry.factors) for entry in self.entries), default=1)
+        per_sample = max((entry.factors.bytes_per_sample for entry in self.entries), default=1)
         parts = [
             self.select(indices[start:stop]).squared_norms()
             for start, stop in chunks(num_minibatches, size * per_sample)
@@ -412,91 +416,3 @@ def _stackable(first: Columns, second: Columns) -> bool:
     """Whether two pieces are the same function of the parameters."""
     derived = isinstance(first, Derived) and isinstance(second, Derived) and first.parameters == second.parameters
     return derived or same_place(first, second)
-
-
-def _squared_norms(group: GradientMatrix) -> Tensor:
-    """Squared norms of one component, [N]."""
-    if group.plain:
-        return group.entries[0].factors.squared_norms()
-    size = group._like.element_size()
-    parts = [
-        group.rows(start, stop).square().sum(1) for start, stop in chunks(group.num_samples, size * group.num_params)
-    ]
-    return torch.cat(parts) if parts else group.losses[:0]
-
-
-def _bytes_per_sample(factors: Factors) -> int:
-    """Size of one sample's factors."""
-    if isinstance(factors, Explicit):
-        return factors.output_grads[0:1].nbytes
-    if isinstance(factors, Lookup):
-        return factors.output_grads[0:1].nbytes + factors.indices[0:1].nbytes
-    if isinstance(factors, Dense | Patches):
-        return factors.output_grads[0:1].nbytes + factors.inputs[0:1].nbytes
-    return sum(factors.sizes)
-
-
-def _add_gram(gram: Tensor, factors: Factors) -> None:
-    """K += the Gram matrix of one set of factors, in place.
-
-    With T positions, I inputs and O outputs a pair of samples costs T²(I + O) by products of positions and I·O from
-    explicit gradients, which cost T·I·O more a sample: shared among N partners, next to nothing.
-    """
-    if isinstance(factors, Lookup):
-        gram += factors.gram()
-        return
-    if isinstance(factors, Patches) and factors.groups == 1:
-        out_features, in_features = factors.weight_shape[0], factors.sizes[0] // factors.weight_shape[0]
-        positions = factors.output_grads[0, :, 0].numel()
-        if _pairs_are_cheaper(factors.num_samples, positions, in_features, out_features):
-            factors = factors.unfolded()
-    if isinstance(factors, Dense) and _pairs_are_cheaper(
-        factors.num_samples, factors.num_positions, *factors.inputs.shape[2:], *factors.output_grads.shape[2:]
-    ):
-        _add_gram_of_positions(gram, factors)
-        return
-    for part in factors.slices(SLICE_BYTES):
-        _add_products(gram, part.rows(0, part.num_samples))
-
-
-def _add_products(gram: Tensor, rows: Tensor) -> None:
-    """K += R Rᵀ in four bands of the lower triangle, 5/8 of the full product's work; mirrored."""
-    band = max(1, -(-len(rows) // 4))
-    for start in range(0, len(rows), band):
-        stop = min(start + band, len(rows))
-        block = rows[start:stop] @ rows[:stop].T
-        gram[start:stop, :stop] += block
-        gram[:start, start:stop] += block[:, :start].T
-
-
-def _pairs_are_cheaper(num_samples: int, positions: int, in_features: int, out_features: int) -> bool:
-    """Whether a layer's Gram matrix costs less by products of positions than from explicit gradients."""
-    return positions**2 * (in_features + out_features) < in_features * out_features * (1 + positions / num_samples)
-
-
-def _add_gram_by_rows(gram: Tensor, group: GradientMatrix) -> None:
-    """K += the Gram matrix of entries that meet in the same parameters, from rows of a few samples at a time."""
-    ranges = chunks(group.num_samples, group._like.element_size() * group.num_params)
-    for start, stop in ranges:
-        rows = group.rows(start, stop)
-        for first, last in ranges:
-            if first < start:
-                block = rows @ group.rows(first, last).T
-                gram[start:stop, first:last] += block
-                gram[first:last, start:stop] += block.T
-        gram[start:stop, start:stop] += rows @ rows.T
-
-
-def _add_gram_of_positions(gram: Tensor, factors: Dense) -> None:
-    """K += Σ_{t,s} (a_nt·a_ms + c)(b_nt·b_ms), a few samples against all that are not before them."""
-    num_samples, positions = factors.num_samples, factors.num_positions
-    inputs, grads = factors.inputs.flatten(0, 1), factors.output_grads.flatten(0, 1)
-    for start, stop in chunks(num_samples, inputs.element_size() * positions * positions * num_samples):
-        some, rest = slice(start * positions, stop * positions), slice(start * positions, None)
-        products = inputs[some] @ inputs[rest].T
-        if factors.bias:
-            products += 1
-        products *= grads[some] @ grads[rest].T
-        block = products.view(stop - start, positions, num_samples - start, positions).sum((1, 3))
-        gram[start:stop, start:] += block
-        gram[stop:, start:stop] += block[:, stop - start :].T

@@ -38,6 +38,11 @@ class Dense:
         return self.inputs.shape[1]
 
     @property
+    def bytes_per_sample(self) -> int:
+        """Size of one sample's factors."""
+        return self.output_grads[:1].nbytes + self.inputs[:1].nbytes
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """(O·I,) or (O·I, O)."""
         out_features = self.output_grads.shape[2]

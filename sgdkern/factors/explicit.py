@@ -24,6 +24,11 @@ class Explicit:
         return self.output_grads.shape[0]
 
     @property
+    def bytes_per_sample(self) -> int:
+        """Size of one sample's factors."""
+        return self.output_grads[:1].nbytes
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """One piece of p columns."""
         return (self.output_grads.shape[1],)

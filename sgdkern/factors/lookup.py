@@ -33,6 +33,11 @@ class Lookup:
         return self.indices.shape[0]
 
     @property
+    def bytes_per_sample(self) -> int:
+        """Size of one sample's factors."""
+        return self.output_grads[:1].nbytes + self.indices[:1].nbytes
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """V·O."""
         return (self.num_embeddings * self.output_grads.shape[2],)

@@ -51,6 +51,11 @@ class Patches:
         return (self.output_grads.shape[2], self.inputs.shape[2] // self.groups, *self.kernel)
 
     @property
+    def bytes_per_sample(self) -> int:
+        """Size of one sample's factors."""
+        return self.output_grads[:1].nbytes + self.inputs[:1].nbytes
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Number of weights."""
         return (math.prod(self.weight_shape),)

@@ -25,6 +25,10 @@ class Factors(Protocol):
         """N."""
 
     @property
+    def bytes_per_sample(self) -> int:
+        """Size of one sample's factors."""
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Number of columns of each piece; they add up to p."""
 
