@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -12,8 +11,7 @@ import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -22,6 +20,7 @@ from sgdkern.cleaning.features import Projection, fit_projection
 from sgdkern.cleaning.members import Members, SeparateModels, StackedMLP
 from sgdkern.cleaning.mixture import probability_wrong, rate_among_sure
 from sgdkern.cleaning.rounds import Round, Schedule, train_round
+from sgdkern.cleaning.samples import checked_labels, collect, encoded_labels, warn_if_few
 from sgdkern.cleaning.scores import quality
 from sgdkern.cleaning.table import LabelIssues
 
@@ -29,7 +28,6 @@ Array = npt.NDArray[Any]
 
 INPUT_NORM = 10.0  # root mean square length of the default network's inputs; its learning rate belongs to it
 LATER_EPOCHS = 12  # most epochs of the rounds after the first: fewer labels are wrong, and they begin knowing when
-FEW_PER_CLASS = 10  # below this mean number of samples a class the answer comes with a warning
 
 # (members, rounds) of a mode: stacked small networks cost little more than one; a user's own model costs its full time
 _EFFORT = {
@@ -243,7 +241,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _checked(self, X: Any, y: Any) -> tuple[Tensor, Array]:
         """Return inputs [N, ...] float32 and label codes [N] int64, after saying what is wrong with them."""
         if isinstance(X, Dataset):
-            X, found = _collect(X)
+            X, found = collect(X)
             y = found if y is None else y
         if y is None:
             raise ValueError(
@@ -251,56 +249,21 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "Pass the labels, or a Dataset of (input, label) pairs."
             )
         inputs = self._inputs(X, reset=True)
-        y = column_or_1d(y.cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
-        if y.dtype.kind == "f" and not np.isfinite(y).all():
-            raise ValueError("LabelCleaner: y contains NaN or infinity. Drop the samples without a label.")
-        check_classification_targets(y)
-        if len(y) != len(inputs):
-            raise ValueError(f"LabelCleaner: X and y must have one row a sample, got {len(inputs)} and {len(y)}.")
-        self.classes_ = np.unique(y if self.classes is None else np.asarray(self.classes))
-        outside = ~np.isin(y, self.classes_)
-        if outside.any():
-            raise ValueError(
-                f"LabelCleaner: every label must be one of the {len(self.classes_)} classes, "
-                f"got {y[outside].tolist()[0]!r} at sample {int(np.argmax(outside))}."
-            )
-        if len(np.unique(y)) < 2:
-            raise ValueError(
-                f"LabelCleaner: y must have at least 2 classes, got one class, {y.tolist()[0]!r}. "
-                "With a single class there is nothing a label could be mistaken for."
-            )
-        if len(y) < 2 * self.num_folds:
+        given = checked_labels(y, len(inputs))
+        self.classes_ = np.unique(given if self.classes is None else np.asarray(self.classes))
+        codes = encoded_labels(given, self.classes_)
+        if len(codes) < 2 * self.num_folds:
             raise ValueError(
                 f"LabelCleaner: at least {2 * self.num_folds} samples are needed to leave each of {self.num_folds} "
-                f"parts out, got {len(y)}. Lower num_folds, or label more samples."
+                f"parts out, got {len(codes)}. Lower num_folds, or label more samples."
             )
-        codes = np.searchsorted(self.classes_, y).astype(np.int64)
-        self._warn_if_few(codes)
+        warn_if_few(codes, self.classes_, stacklevel=4)
         return inputs, codes
-
-    def _warn_if_few(self, codes: Array) -> None:
-        """Warn where the data are too few to say much."""
-        counts = np.bincount(codes, minlength=len(self.classes_))
-        alone = [str(name) for name in self.classes_[counts == 1]]
-        if alone:
-            warnings.warn(
-                f"LabelCleaner: {'class' if len(alone) == 1 else 'classes'} {', '.join(alone[:5])} with a single "
-                "sample: nothing can be said of that label, it is left as it is.",
-                UserWarning,
-                stacklevel=4,
-            )
-        if len(codes) < FEW_PER_CLASS * len(self.classes_):
-            warnings.warn(
-                f"LabelCleaner: {len(codes)} samples for {len(self.classes_)} classes are too few to tell wrong labels "
-                "reliably. Take the ranking as a hint.",
-                UserWarning,
-                stacklevel=4,
-            )
 
     def _inputs(self, X: Any, *, reset: bool) -> Tensor:
         """Return inputs as a float32 tensor [N, ...], finite."""
         if isinstance(X, Dataset):
-            X, _ = _collect(X)
+            X, _ = collect(X)
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
         values = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], allow_nd=True)
@@ -382,14 +345,3 @@ def _spans(first: Round) -> list[PhaseSpan]:
     learned = int(np.argmax(accuracy >= goal)) + 1
     steps, last = first.steps_per_epoch, max(first.last_epoch, learned)
     return [PhaseSpan("I", 0, learned * steps), PhaseSpan("II", learned * steps, last * steps)]
-
-
-def _collect(dataset: Any) -> tuple[Tensor, Array | None]:
-    """Load a Dataset: inputs [N, ...], and labels [N] where its items are (input, label, ...)."""
-    items = [dataset[index] for index in range(len(dataset))]
-    if not items:
-        raise ValueError("LabelCleaner: the Dataset must not be empty, got 0 samples.")
-    if isinstance(items[0], (tuple, list)):
-        inputs = torch.stack([torch.as_tensor(item[0]) for item in items])
-        return inputs, np.asarray([item[1].item() if isinstance(item[1], Tensor) else item[1] for item in items])
-    return torch.stack([torch.as_tensor(item) for item in items]), None
