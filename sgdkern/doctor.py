@@ -29,7 +29,7 @@ class Diagnosis:
     versions: dict[str, str | None]
     processor: dict[str, str | int]
     gpus: tuple[str, ...]
-    libraries: dict[str, str | None]
+    libraries: dict[str, str]
     operations: dict[str, dict[str, str]]
     remedies: tuple[str, ...]
 
@@ -41,7 +41,7 @@ class Diagnosis:
         versions = ", ".join(f"{name} {version or 'none'}" for name, version in self.versions.items())
         processor = ", ".join(f"{name} {value}" for name, value in self.processor.items())
         lines = [f"versions   {versions}", f"processor  {processor}", f"gpus       {', '.join(self.gpus) or 'none'}"]
-        lines += [f"{target}.so".ljust(11) + (reason or "in use") for target, reason in self.libraries.items()]
+        lines += [f"{target}.so".ljust(11) + state for target, state in self.libraries.items()]
         for name, devices in self.operations.items():
             lines.append(name.ljust(11) + ", ".join(f"{device} {kind}" for device, kind in devices.items()))
         return "\n".join([*lines, *self.remedies])
@@ -74,7 +74,7 @@ def diagnose() -> Diagnosis:
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        libraries={target: library.reason for target, library in LIBRARIES.items()},
+        libraries={target: library.reason or "in use" for target, library in LIBRARIES.items()},
         operations={
             name: {device: "compiled" if op.is_compiled(device) else "reference" for device in ("cpu", "cuda")}
             for name, op in OPS.items()

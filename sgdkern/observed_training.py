@@ -207,7 +207,7 @@ def _hidden_dimension(config: RunConfig, data: Dataset, model: nn.Module, names:
     gradients = per_sample_gradients(
         model, functional.cross_entropy, data.train_inputs, data.train_labels, params=names
     )
-    dimension = noise_spectrum(gradients, batch_size=config.batch_size).effective_dimension
+    dimension = noise_spectrum(gradients).effective_dimension  # whatever the batch size
     return {} if dimension is None else {"effective_dimension_hidden": float(dimension)}
 
 

@@ -130,7 +130,7 @@ class Probe:
         self.history = History(self._header(num_samples)) if history is None else history
         self._summed_losses = np.zeros(num_samples)
         for record in self.history:
-            self._add_losses(record.losses)
+            self._summed_losses = self._with_losses(record.losses)
         self._writer: HistoryWriter | None = None
         if path is not None and self.history.records:
             self._writer = HistoryWriter.resume(path, self.history.records[-1].step)
@@ -170,6 +170,7 @@ class Probe:
         began = time.perf_counter()
         record = self._record(step, dict(metrics or {}))
         self.history.append(record)
+        self._summed_losses = self._with_losses(record.losses)
         if self._writer is not None:
             self._writer.append(record)
         self.seconds += time.perf_counter() - began
@@ -207,7 +208,6 @@ class Probe:
         """One capture of the gradients, and everything that is read from it."""
         gradients = self._gradients(step)
         losses = gradients.losses.detach().cpu().numpy().astype(np.float32)
-        self._add_losses(losses)
         found = statistics(gradients)
         measured = order_parameters(
             gradients,
@@ -218,7 +218,7 @@ class Probe:
             population_size=float("inf") if self._population_size is None else self._population_size,
             statistics=found,
         )
-        partitions = self._partitions()
+        partitions = self._partitions(self._with_losses(losses))
         margins, predictions = margins_and_predictions(gradients.outputs, self._targets)
         return Record(
             step=step,
@@ -245,19 +245,18 @@ class Probe:
                 raise found
         return gradients
 
-    def _add_losses(self, losses: np.ndarray[Any, Any] | None) -> None:
-        """Add a record's losses to the sums that the blind groups are formed from."""
-        if losses is not None:
-            self._summed_losses = self._summed_losses + losses.astype(np.float64)
+    def _with_losses(self, losses: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+        """The sums that the blind groups are formed from, with a further record's losses."""
+        return self._summed_losses if losses is None else self._summed_losses + losses.astype(np.float64)
 
     def _generator(self, step: int) -> torch.Generator:
         """A generator that depends on the seed and the step only."""
         return torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
 
-    def _partitions(self) -> dict[str, Groups]:
+    def _partitions(self, summed_losses: np.ndarray[Any, Any]) -> dict[str, Groups]:
         """The partitions to follow at this record."""
         partitions: dict[str, Groups] = {} if self._groups is None else {"given": self._groups}
-        wrong = presumed_wrong(np.divide(self._summed_losses, len(self.history) + 1)) if self._blind else None
+        wrong = presumed_wrong(np.divide(summed_losses, len(self.history) + 1)) if self._blind else None
         if wrong is not None:
             shuffled = torch.randperm(len(wrong), generator=self._generator(-1)).numpy()
             drawn = np.zeros_like(wrong)

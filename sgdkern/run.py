@@ -69,6 +69,7 @@ def run(
     """
     began = time.perf_counter()
     _refuse_folder(folder, config, resume=resume, overwrite=overwrite)
+    _refuse_device(config.device)
     with threads(config.threads):
         data = run_data(config).to(torch.device(config.device))
         _open_folder(folder, config, overwrite=overwrite)
@@ -116,6 +117,8 @@ def _refuse_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: 
     """Refuse to lose or to mix anything; nothing is written yet."""
     if resume and overwrite:
         raise ValueError("run: a run is either resumed or overwritten, got both. Choose --resume or --overwrite.")
+    if resume and not (folder / CONFIG).exists():
+        raise ValueError(f"run: there must be a run to resume, got none in {folder}. Leave out --resume to begin one.")
     if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
         return
     if not (folder / CONFIG).exists() or not (resume or overwrite):
@@ -125,6 +128,18 @@ def _refuse_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: 
         )
     if resume:
         _refuse_other_settings(folder / CONFIG, config)
+
+
+def _refuse_device(device: str) -> None:
+    """Refuse a device that is not there, before anything else is done."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"run: the device must be there, but {device!r} is not ({reason}). Choose --device cpu; `sgdkern doctor` "
+            "tells what this machine has."
+        ) from error
 
 
 def _open_folder(folder: Path, config: RunConfig, *, overwrite: bool) -> None:

@@ -260,3 +260,21 @@ def test_wrong_use_is_refused_in_words() -> None:
     probe.measure(5)
     with pytest.raises(ValueError, match=r"steps must increase, got 5 after 5"):
         probe.measure(5)
+
+
+def test_a_measurement_that_fails_counts_for_nothing():
+    torch.manual_seed(0)
+    model, failing = torch.nn.Linear(4, 3), [True]
+    inputs, labels = torch.randn(60, 4), torch.arange(60) % 3
+
+    def metrics():
+        if failing:
+            raise KeyError(failing.pop())
+        return {}
+
+    once = Probe(model, torch.nn.CrossEntropyLoss(), inputs, labels, batch_size=10)
+    again = Probe(model, torch.nn.CrossEntropyLoss(), inputs, labels, batch_size=10, metrics=metrics)
+    with pytest.raises(KeyError):
+        again.measure(0)
+    assert again.measure(0).groups == once.measure(0).groups
+    assert again.measure(1).groups == once.measure(1).groups

@@ -136,7 +136,7 @@ def test_a_stop_at_any_write_loses_nothing(finished: Path, tmp_path: Path, monke
     folder, stops = tmp_path / "run", 0
     while not (folder / "report.html").exists():
         with suppress(Killed):
-            run(SMALL, folder, resume=True)
+            run(SMALL, folder, resume=(folder / "config.json").exists())
         stops += 1
     assert stops > 3
     assert (folder / "history.jsonl").read_bytes() == (finished / "history.jsonl").read_bytes()
@@ -185,7 +185,7 @@ for number, lines in enumerate([1, 2, 5, 5, 8, 12, 14]):
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1 + number % 2)
-        run(config, folder, resume=True)
+        run(config, folder, resume=(folder / "config.json").exists())
         os._exit(0)
     while not path.exists() or path.read_bytes().count(b"\\n") < lines:
         time.sleep(0.0005)
@@ -302,3 +302,15 @@ def test_seeds_are_apart() -> None:
     purposes = ("split", "noise", "weights", "order", "probe", "retraining")
     seeds = {RunConfig(seed=seed).seed_for(purpose) for seed in range(50) for purpose in purposes}
     assert len(seeds) == 50 * len(purposes)
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none in .*Leave out --resume"):
+        run(SMALL, tmp_path / "nowhere", resume=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--device cpu"):
+        run(replace(SMALL, device="nonsense"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
