@@ -17,6 +17,7 @@ from sgdkern.order_parameters import (
 from sgdkern.record import Record
 from sgdkern.spectrum import Spectrum, noise_spectrum
 from sgdkern.streaming import StreamingGradients
+from sgdkern.subspace import subspace_overlap
 from sgdkern.verification import Report, verify
 from sgdkern.watching import watch
 
@@ -52,6 +53,7 @@ __all__ = [
     "noise_spectrum",
     "order_parameters",
     "per_sample_gradients",
+    "subspace_overlap",
     "verify",
     "watch",
 ]

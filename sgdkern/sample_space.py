@@ -133,8 +133,9 @@ def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
     else:
         values = torch.linalg.eigvalsh(centred)
     values = values.flip(0).clamp(min=0)
-    # LAPACK is backward stable: eigenvalues are off by a modest multiple of ε ‖Σ‖, here taken as √N.
-    norms = torch.full_like(values, float(values[0]) * math.sqrt(n) * torch.finfo(torch.float64).eps)
+    # LAPACK is backward stable: eigenvalues are off by a modest multiple of ε ‖Σ‖, taken as √N; K was rounded once
+    error = math.sqrt(n) * torch.finfo(torch.float64).eps + torch.finfo(gram.dtype).eps
+    norms = torch.full_like(values, float(values[0]) * error)
     return EigenPairs(values[:count], vectors, norms[:count], trace, float(values.square().sum()), 0, "")
 
 
@@ -201,7 +202,9 @@ def _lanczos(
         generator=generator,
     )
     count = min(len(pairs.values), most)
-    values, norms = pairs.values[:count].clamp(min=0), pairs.residual_norms[:count]
+    values = pairs.values[:count].clamp(min=0)
+    # the products are exact to a rounding of the factors' dtype only, whatever Lanczos makes of them
+    norms = pairs.residual_norms[:count] + torch.finfo(source.dtype).eps * values[:1].sum()
     vectors = pairs.vectors[:, :count] if request.vectors else None
     return EigenPairs(values, vectors, norms, trace, second, pairs.num_matvecs, pairs.remedy)
 

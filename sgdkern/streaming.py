@@ -193,7 +193,7 @@ class StreamingGradients:
 
     def covariance_matvec(self, vector: Tensor) -> Tensor:
         """Σ v = Σ_c G_cᵀ (G_c v − ḡ·v) / N in one pass, [P] or [P, k] as ``vector``."""
-        vectors = vector.reshape(self.num_params, -1)
+        vectors = vector.reshape(self.num_params, -1).to(self.device, self.dtype)
         level = self.mean() @ vectors
         out = torch.zeros_like(vectors)
         for chunk in self.chunks():
@@ -202,6 +202,8 @@ class StreamingGradients:
 
     def select(self, indices: Tensor) -> GradientMatrix:
         """Some rows of G in one pass, [M] int64 or a mask [N]; their factors must fit in memory."""
+        if indices.ndim != 1:
+            raise ValueError(f"select: indices must be [M] or a mask [N], got {list(indices.shape)}.")
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
         indices = indices.to(self.device)

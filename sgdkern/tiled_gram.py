@@ -87,10 +87,12 @@ def cross_gram(rows: GradientMatrix, columns: GradientMatrix) -> Tensor:
     out = torch.zeros(rows.num_samples, columns.num_samples, dtype=rows.dtype, device=rows.device)
     for name, layer in rows.layers.items():
         other = columns.layers[name]
-        a, b = layer.entries[0].factors, other.entries[0].factors
+        if not layer.entries and not other.entries:  # not used in the loss
+            continue
         # One position a sample: the product above. Anything else: the layer's own Gram matrix of both sets together.
-        single = layer.plain and isinstance(a, Dense) and isinstance(b, Dense) and a.num_positions == 1
-        if single and isinstance(a, Dense) and isinstance(b, Dense):
+        plain = layer.plain and other.plain
+        a, b = (part.entries[0].factors if plain else None for part in (layer, other))
+        if isinstance(a, Dense) and isinstance(b, Dense) and a.num_positions == b.num_positions == 1:
             products = a.inputs[:, 0] @ b.inputs[:, 0].T
             products += float(a.bias)
             out += products.mul_(a.output_grads[:, 0] @ b.output_grads[:, 0].T)

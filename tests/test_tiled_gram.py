@@ -52,3 +52,19 @@ def test_products_whatever_the_tiles_the_bands_and_the_chunks(
         found = TiledGram(source, tmp_path, memory_bound) @ vectors
         torch.testing.assert_close(found, G.gram() @ vectors, rtol=1e-10, atol=1e-12)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_meet_the_samples_differently():
+    class Pooled(nn.Module):
+        """A layer at several positions, one that the loss does not use, and one that is called twice."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.unused, self.twice = nn.Linear(3, 4), nn.Linear(2, 2), nn.Linear(4, 4)
+
+        def forward(self, inputs):
+            return self.twice(self.twice(self.first(inputs).tanh().mean(1)).tanh())
+
+    torch.manual_seed(0)
+    G = per_sample_gradients(Pooled(), nn.MSELoss(), torch.randn(7, 5, 3), torch.randn(7, 4))
+    torch.testing.assert_close(cross_gram(G.select(range(3)), G.select(range(3, 7))), G.gram()[:3, 3:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -172,10 +173,28 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.projection_ = fit_projection(inputs, max_features=self.max_features, norm=INPUT_NORM)
             inputs = self.projection_(inputs)
 
+        with seeded(seed, device):
+            rounds, score = self._train(inputs, labels, num_members, num_rounds, generator, on_epoch)
+        self._conclude(score.cpu().numpy() / sum(range(1, len(rounds) + 1)), codes, rounds, sources)
+        return self
+
+    def _train(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        num_members: int,
+        num_rounds: int,
+        generator: torch.Generator,
+        on_epoch: Callable[[int, int], None] | None,
+    ) -> tuple[list[Round], Tensor]:
+        """Round after round, each without the labels that those before contradict: rounds, and summed scores [N]."""
+        device = labels.device
         rounds: list[Round] = []
         kept = torch.ones(len(labels), dtype=torch.bool, device=device)
         score = torch.zeros(len(labels), dtype=torch.float64, device=device)
         for number in range(1, num_rounds + 1):
+            if rounds and int(kept.sum()) <= 2 * self.num_folds:  # too few labels are left that nothing contradicts
+                break
             self.members_ = self._make_members(num_members, inputs, generator, device)
             epochs = self.most_epochs(number)
             latest = train_round(
@@ -192,8 +211,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             # later rounds count more: fewer wrong labels were trained on, and the first keeps the average steady
             score += number * latest.margins / latest.margins.std().clamp(min=1e-12)
             kept = score >= 0
-        self._conclude(score.cpu().numpy() / sum(range(1, num_rounds + 1)), codes, rounds, sources)
-        return self
+        return rounds, score
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probabilities of the classes, averaged over the networks of the last round, [N, C]."""
@@ -282,12 +300,9 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 momentum=self.momentum,
                 device=device,
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
-            models = [
-                copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
-                for _ in range(num_members)
-            ]
+        models = [
+            copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model() for _ in range(num_members)
+        ]
         models[0].to(device).eval()
         with torch.no_grad():
             outputs = models[0](inputs[:1])
@@ -310,7 +325,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         first = rounds[0]
         held_out = rounds[-1].held_out_logits[:, : len(self.classes_)].cpu().numpy()
         predicted = held_out.argmax(axis=1)
-        self.noise_rate_ = rate_among_sure(held_out, codes)
+        unseen = rounds[-1].held_out.cpu().numpy()
+        self.noise_rate_ = rate_among_sure(held_out[unseen], codes[unseen])
         # a negative margin is an issue, but hard samples with right labels have some too: no more than the rate found
         cut = min(0.0, float(np.quantile(score, self.noise_rate_.estimate)))
         score = np.where(alone, cut, score)
@@ -336,6 +352,17 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.class_noise_rates_ = noise_rates_by(self.issues_, self.issues_.given_label)
         if sources is not None:
             self.source_noise_rates_ = noise_rates_by(self.issues_, sources)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw what a user's model draws (weights, dropout) from a seed, and give the generators their states back."""
+    devices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for number in devices:
+            torch.cuda.default_generators[number].manual_seed(seed)
+        yield
 
 
 def _spans(first: Round) -> list[PhaseSpan]:

@@ -39,6 +39,7 @@ class Round:
             were trained on the sample (over all members where none was).
         held_out_logits: [N, C] outputs averaged over all epochs and over the members that left the sample out (over
             all members where every one was trained on it).
+        held_out: [N] bool, where some member left the sample out; with fewer members than folds, not everywhere.
         held_out_accuracy: one number an epoch, agreement with the given labels of the samples left out.
         steps_per_epoch: how many steps an epoch is here.
         best_epoch: epoch of the largest held-out accuracy, smoothed over three epochs.
@@ -47,6 +48,7 @@ class Round:
 
     margins: Tensor
     held_out_logits: Tensor
+    held_out: Tensor
     held_out_accuracy: tuple[float, ...]
     steps_per_epoch: int
     best_epoch: int
@@ -130,7 +132,7 @@ def train_round(
     best = _best(accuracy)
     last = min(len(running), round(STOP_AFTER * best))
     assert isinstance(logits_sum, Tensor)
-    return Round(running[last - 1], logits_sum / len(running), tuple(accuracy), steps, best, last)
+    return Round(running[last - 1], logits_sum / len(running), held_out.any(dim=0), tuple(accuracy), steps, best, last)
 
 
 def stacked_margins(logits: Tensor, labels: Tensor) -> Tensor:
