@@ -9,6 +9,7 @@ import torch
 from case_modules import Bare, Reused, Routed, Tied
 from oracles import assert_accurate, flat_gradient, in_double, per_sample_gradients
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sgdkern.study
 from sgdkern.capture import per_sample_gradients as captured
@@ -280,3 +281,24 @@ class TestStudy:
         del model
         gc.collect()
         assert gone() is None
+
+
+def test_no_weight_gradient_is_computed() -> None:
+    """A capture's products are the layers' own, forward, and those to the layers' inputs, backward: no more."""
+
+    class Products(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+            return func(*args, **(kwargs or {}))
+
+    model = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 3))
+    inputs, labels, loss = torch.randn(20, 6), torch.arange(20) % 3, nn.CrossEntropyLoss()
+    captured(model, loss, inputs, labels)  # the study of a new model is over
+    with Products() as products:
+        captured(model, loss, inputs, labels)
+    assert products.count == 3 + 2
+    with Products() as products:
+        torch.autograd.grad(loss(model(inputs), labels), list(model.parameters()))
+    assert products.count == 3 + 2 + 3
