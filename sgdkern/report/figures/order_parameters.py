@@ -139,8 +139,8 @@ def blind_alignment(run: RunFolder) -> Panel | None:
     )
     caption = (
         "R_cw of groups formed without any true label, and of a random split of the samples in two. A mean gradient "
-        "near "
-        "zero forces R_cw towards −1 for any split: only the rise above the random split carries information."
+        "near zero drives any two groups that differ towards −1, whether they are the right ones or not; a rise above "
+        "zero, in phase III, is what tells."
     )
     return Panel("fig4c_blind", "groups", figure, caption, "R_cw of true, blind and random groups over time.")
 
