@@ -172,9 +172,9 @@ def cosine_null(
 ) -> CosineNull:
     """The cosines' distribution over random splits of the samples into groups of the same sizes.
 
-    Outside this distribution two groups differ by more than chance; which groups they are it does not tell, since A0 ≈ 0
-    drives the cosine of any two that differ towards −1. `expected` needs no draw: with U = mean_{i≠j} K_ij, E g_g·g_h = U and
-    E‖g_g‖² = U + (q̄ − U) / N_g.
+    Outside this distribution two groups differ by more than chance; which groups they are it does not tell, since
+    A0 ≈ 0 drives the cosine of any two that differ towards −1. `expected` needs no draw: with U = mean_{i≠j} K_ij,
+    E g_g·g_h = U and E‖g_g‖² = U + (q̄ − U) / N_g.
 
     Args:
         source: The gradients.
