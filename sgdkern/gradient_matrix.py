@@ -165,7 +165,10 @@ class GradientMatrix:
         """K w = G Gᵀ w without K, [N] or [N, k] as ``weights``."""
         if "gram" in self._cache:
             return self._cache["gram"] @ weights.to(self.device, self.dtype)
-        return self.matvec(self.rmatvec(weights))
+        out = torch.zeros_like(weights, dtype=self.dtype, device=self.device)
+        for group in self._components():  # [p, k] of one layer at a time, never [P, k]
+            out += group.matvec(group.rmatvec(weights))
+        return out
 
     def covariance_matvec(self, vector: Tensor) -> Tensor:
         """Σ v with Σ = (G − 1ḡᵀ)ᵀ(G − 1ḡᵀ)/N, [P] or [P, k] as ``vector``."""

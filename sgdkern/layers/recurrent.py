@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,8 +53,8 @@ def _direction(cell: Cell, inputs: Tensor, state: State, weights: Sequence[Any],
     return torch.stack(hidden[::-1] if reverse else hidden), state
 
 
-def _recurrent(
-    cell: Cell,
+def _layers(
+    direction: Callable[..., tuple[Tensor, State]],
     inputs: Tensor,
     states: State,
     flat: Sequence[Tensor],
@@ -62,12 +63,11 @@ def _recurrent(
     dropout: float,
     train: bool,
     bidirectional: bool,
-    batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """All layers of `torch._VF.lstm`, ``gru`` or ``rnn``."""
+    """All layers of `torch._VF.lstm`, ``gru`` or ``rnn``: outputs, and the last states."""
     directions = 2 if bidirectional else 1
     count = len(flat) // (num_layers * directions)
-    outputs = inputs.transpose(0, 1) if batch_first else inputs
+    outputs = inputs
     last: list[State] = []
     for depth in range(num_layers):
         if depth and dropout and train:
@@ -75,54 +75,19 @@ def _recurrent(
         sides = []
         for side in range(directions):
             place = depth * directions + side
-            given = list(flat[place * count : (place + 1) * count])
-            biases: Sequence[Any] = given[2:4] if has_biases else [None, None]
-            projection = given[-1] if count in (3, 5) else None
-            state = tuple(part[place] for part in states)
-            hidden, state = _direction(cell, outputs, state, [*given[:2], *biases, projection], side == 1)
-            sides.append(hidden)
-            last.append(state)
-        outputs = torch.cat(sides, -1) if bidirectional else sides[0]
-    outputs = outputs.transpose(0, 1) if batch_first else outputs
-    return (outputs, *(torch.stack([state[part] for state in last]) for part in range(len(states))))
-
-
-def _packed(
-    cell: Cell,
-    rows: Tensor,
-    batch_sizes: Tensor,
-    states: State,
-    flat: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-) -> tuple[Tensor, ...]:
-    """The same over a packed sequence, rows [ΣT_n, I] sorted by step and then by decreasing length."""
-    directions = 2 if bidirectional else 1
-    count = len(flat) // (num_layers * directions)
-    sizes = batch_sizes.tolist()
-    last: list[State] = []
-    for depth in range(num_layers):
-        if depth and dropout and train:
-            rows = F.dropout(rows, dropout)
-        sides = []
-        for side in range(directions):
-            place = depth * directions + side
             given: Sequence[Any] = flat[place * count : (place + 1) * count]
             biases: Sequence[Any] = given[2:4] if has_biases else (None, None)
             projection = given[-1] if count in (3, 5) else None
             state = tuple(part[place] for part in states)
-            hidden, state = _packed_direction(cell, rows, sizes, state, [*given[:2], *biases, projection], side == 1)
+            hidden, state = direction(outputs, state, [*given[:2], *biases, projection], side == 1)
             sides.append(hidden)
             last.append(state)
-        rows = torch.cat(sides, -1) if bidirectional else sides[0]
-    return (rows, *(torch.stack([state[part] for state in last]) for part in range(len(states))))
+        outputs = torch.cat(sides, -1) if bidirectional else sides[0]
+    return (outputs, *(torch.stack([state[part] for state in last]) for part in range(len(states))))
 
 
 def _packed_direction(
-    cell: Cell, rows: Tensor, sizes: list[int], state: State, weights: Sequence[Any], reverse: bool
+    cell: Cell, sizes: list[int], rows: Tensor, state: State, weights: Sequence[Any], reverse: bool
 ) -> tuple[Tensor, State]:
     """One layer in one direction: at each step the sequences that are still running move on."""
     w_input, w_state, b_input, b_state, w_projection = weights
@@ -139,15 +104,24 @@ def _packed_direction(
     return torch.cat(hidden[::-1] if reverse else hidden), state
 
 
+def _states(given: Any) -> State:
+    """The states as a tuple, of which an LSTM has two."""
+    return tuple(given) if isinstance(given, tuple | list) else (given,)
+
+
 def _written_out(function: Any) -> Callable[..., tuple[Tensor, ...]]:
     """The fused function's equal."""
+    cell = CELLS[function]
 
     def body(inputs: Tensor, *args: Any) -> tuple[Tensor, ...]:
         if isinstance(args[0], Tensor) and args[0].dtype == torch.int64:  # (rows, batch_sizes, hx, …)
-            states = tuple(args[1]) if isinstance(args[1], tuple | list) else (args[1],)
-            return _packed(CELLS[function], inputs, args[0], states, *args[2:])
-        states = tuple(args[0]) if isinstance(args[0], tuple | list) else (args[0],)
-        return _recurrent(CELLS[function], inputs, states, *args[1:])
+            sizes, states, *rest = args
+            return _layers(partial(_packed_direction, cell, sizes.tolist()), inputs, _states(states), *rest)
+        states, *rest, batch_first = args
+        if not batch_first:
+            return _layers(partial(_direction, cell), inputs, _states(states), *rest)
+        outputs, *last = _layers(partial(_direction, cell), inputs.transpose(0, 1), _states(states), *rest)
+        return (outputs.transpose(0, 1), *last)
 
     return body
 
