@@ -163,6 +163,7 @@ class GradientMatrix:
 
     def gram_matvec(self, weights: Tensor) -> Tensor:
         """K w = G Gᵀ w without K, [N] or [N, k] as ``weights``."""
+        weights = torch.as_tensor(weights)
         if "gram" in self._cache:
             return self._cache["gram"] @ weights.to(self.device, self.dtype)
         out = torch.zeros_like(weights, dtype=self.dtype, device=self.device)
