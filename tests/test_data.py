@@ -1,6 +1,7 @@
 """The data sets as tensors, and label noise against its definition."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,58 @@ def test_classes_too_small_to_split_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 3, "b": 1})
     with pytest.raises(ValueError, match=r"at least two samples"):
         load_data("folder", root=tmp_path)
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """The format of MNIST's files: a magic number with the number of axes, their sizes, bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def test_fashion_mnist_from_its_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    for part, count in (("train", 40), ("t10k", 20)):
+        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    data = load_data("fashion-mnist", root=tmp_path)
+    assert (data.num_train, len(data.test_labels)) == (40, 20)
+    assert data.class_names[9] == "Ankle boot"
+
+
+def test_cifar10_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    from torchvision.datasets import cifar
+
+    rng, names = np.random.default_rng(0), [f"class {number}" for number in range(10)]
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
+        batch = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # these are not the published files
+    data = load_data("cifar10", root=tmp_path)
+    assert (data.num_train, data.class_names) == (100, tuple(names))
+    assert data.train_inputs[0].numel() == 3072
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("cifar10", "CIFAR10")]
+)
+@pytest.mark.parametrize("download", [False, True])
+def test_a_download_is_asked_for_only_where_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, download: bool
+) -> None:
+    datasets, asked = pytest.importorskip("torchvision.datasets"), []
+
+    class Published:
+        data, targets, classes = np.zeros((20, 4, 4), np.uint8), [i % 2 for i in range(20)], ["a", "b"]
+
+        def __init__(self, root: str, *, train: bool, download: bool) -> None:
+            asked.append((root, train, download))
+
+    monkeypatch.setattr(datasets, kind, Published)
+    load_data(name, root=tmp_path, download=download)
+    assert asked == [(str(tmp_path), True, download), (str(tmp_path), False, download)]
