@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sgdkern.losses import Loss, unreduced
+from sgdkern.problem import forward
 
 _SHOWN = 5
 
@@ -55,7 +55,7 @@ def non_finite(step: int, model: nn.Module, loss_fn: Loss, inputs: Any, targets:
     ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            losses = unreduced(loss_fn)(_outputs(model, inputs), targets)
+            losses = unreduced(loss_fn)(forward(model, inputs), targets)
     finally:
         for handle in handles:
             handle.remove()
@@ -65,12 +65,6 @@ def non_finite(step: int, model: nn.Module, loss_fn: Loss, inputs: Any, targets:
     broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
     layer = broken[0].rpartition(".")[0] or broken[0] if broken else next(iter(found), "")
     return NonFiniteError(losses[samples[0]].item(), step=step, layer=layer, samples=samples)
-
-
-def _outputs(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def _look(name: str, found: list[str]) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgdkern import sample_space
+from sgdkern.order_parameters.moments import noise_factor
 from sgdkern.sample_space import EigenPairs, Request, Source
 from sgdkern.streaming import StreamingGradients
 from sgdkern.tiled_gram import TiledGram
@@ -240,7 +241,7 @@ def _spectrum(
 ) -> Spectrum:
     """The result in the units of C."""
     n = G.num_samples
-    phi = 1.0 if batch_size is None else (n - batch_size) / (batch_size * (n - 1)) if n > 1 else 0.0
+    phi = 1.0 if batch_size is None else noise_factor(batch_size, n)
     values, trace = found.values, found.trace
     held = values.cumsum(0)
     below = int(torch.count_nonzero(held < energy * trace * (1 - sample_space.rounding(G))))
