@@ -20,7 +20,15 @@ from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss, loss_identity, unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, part_of, slices_of
-from sgdkern.recorded_pass import check_finite, check_gradients, entries, gradients, located, recorded
+from sgdkern.recorded_pass import (
+    check_finite,
+    check_gradients,
+    entries,
+    gradients,
+    has_irregular,
+    located,
+    recorded,
+)
 from sgdkern.recorder import Site
 from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
 
@@ -173,9 +181,10 @@ def _captured(problem: Problem) -> GradientMatrix:
     """G for one chunk of samples."""
     with preserve(problem.model, seed=problem.seed):
         seen = recorded(problem)
-        seen.grads = gradients(seen.losses.sum(), [site.edge for site in seen.recorder.sites])
-        check_finite(seen)
         plan = plan_for(problem, seen)
+        edges = [site.edge for site in seen.recorder.sites]
+        seen.grads = gradients(seen.losses.sum(), edges, retain_graph=has_irregular(seen, plan.layouts))
+        check_finite(problem, seen)
         placed = entries(seen, located(seen, plan.layouts), plan.explicit)
         if plan.explicit:
             rows = explicit_gradients(problem, list(plan.explicit), method=plan.method)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sgdkern.columns import Columns, Derived, Entry, Part, Whole
 from sgdkern.layers import Call, Layout, Scattered, Unsupported, Use
 from sgdkern.losses import check_losses
-from sgdkern.preserve import random_states
+from sgdkern.preserve import preserve, random_states
 from sgdkern.problem import Problem
 from sgdkern.recorder import Recorder, Site
 
@@ -54,12 +54,14 @@ def recorded(problem: Problem) -> Pass:
     return Pass(losses, outputs, recorder, problem.num_samples)
 
 
-def gradients(loss: Tensor, edges: Sequence[Any], parameters: Sequence[Tensor] = ()) -> list[Tensor | None]:
+def gradients(
+    loss: Tensor, edges: Sequence[Any], parameters: Sequence[Tensor] = (), *, retain_graph: bool = True
+) -> list[Tensor | None]:
     """∂loss at recorded outputs (and parameters, in the study); None where the loss does not depend on one."""
     targets = [*edges, *parameters]
     if not targets or not loss.requires_grad:
         return [None] * len(targets)
-    return list(torch.autograd.grad(loss, targets, allow_unused=True, retain_graph=True))
+    return list(torch.autograd.grad(loss, targets, allow_unused=True, retain_graph=retain_graph))
 
 
 def weightings(num_samples: int, like: Tensor) -> list[Tensor]:
@@ -167,6 +169,11 @@ def is_irregular(site: Site, layout: Place, seen: Pass) -> bool:
     return layout == "scattered"
 
 
+def has_irregular(seen: Pass, layouts: Sequence[Place]) -> bool:
+    """Whether a further backward pass over the same graph must find the samples of some site's rows."""
+    return any(is_irregular(site, layout, seen) for site, layout in zip(seen.recorder.sites, layouts, strict=True))
+
+
 def uses(site: Site, layout: Layout | Scattered, grad: Tensor, recorder: Recorder) -> list[Use]:
     """What a site's parameters receive, in at least single precision."""
     call = Call(_single(grad, recorder), layout, recorder.tracked, recorder.unexpanded)
@@ -237,18 +244,24 @@ def _derived(tensor: Tensor, names: tuple[str, ...], parameters: Sequence[Tensor
     return Derived(names, pullback, pushforward)
 
 
-def check_finite(seen: Pass) -> None:
+def check_finite(problem: Problem, seen: Pass) -> None:
     """Raise where a gradient of a pass is not finite, naming the parameters and, by a pass for each, the samples."""
-    pairs = zip(seen.recorder.sites, seen.grads, strict=True)
-    sites = [site for site, grad in pairs if grad is not None and not _is_finite(grad)]
-    if sites:
-        edges = [site.edge for site in sites]
+    if not has_finite_gradients(seen):
+        places = [place for place, grad in enumerate(seen.grads) if grad is not None and not _is_finite(grad)]
+        with preserve(problem.model, seed=problem.seed):
+            again = recorded(problem)  # the pass's own graph may be used up
+        edges = [again.recorder.sites[place].edge for place in places]
         found = [
             sample
-            for sample, loss in enumerate(seen.losses)
+            for sample, loss in enumerate(again.losses)
             if any(grad is not None and not _is_finite(grad) for grad in gradients(loss, edges))
         ]
-        raise _not_finite(frozenset[str]().union(*(site.parameters for site in sites)), found)
+        raise _not_finite(frozenset[str]().union(*(seen.recorder.sites[place].parameters for place in places)), found)
+
+
+def has_finite_gradients(seen: Pass) -> bool:
+    """Whether all gradients of a pass are finite."""
+    return all(grad is None or _is_finite(grad) for grad in seen.grads)
 
 
 def check_gradients(placed: Sequence[Entry]) -> None:

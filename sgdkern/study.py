@@ -23,7 +23,18 @@ from sgdkern.explicit import METHODS, explicit_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.layers import Layout, Unsupported
 from sgdkern.problem import Problem, dense_gradient, part_of, slices_of
-from sgdkern.recorded_pass import Pass, Place, entries, gradients, located, recorded, uses, weightings
+from sgdkern.recorded_pass import (
+    Pass,
+    Place,
+    check_finite,
+    entries,
+    gradients,
+    has_finite_gradients,
+    located,
+    recorded,
+    uses,
+    weightings,
+)
 from sgdkern.recorder import Recorder, Site
 
 # The study's samples; their weights 1, 2, 4 are powers of two, so that weighting is exact in floating point.
@@ -86,14 +97,25 @@ def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
     try:
         few = recorded(part)
     except Exception:  # a model made for one batch size; what is wrong with it otherwise has shown itself before
-        return _study(problem, recorded(problem))
+        return _study(problem, _with_finite_gradients(problem))
     if tuple(site.signature for site in few.recorder.sites) != signatures:
-        return _study(problem, recorded(problem))
+        return _study(problem, _with_finite_gradients(problem))
+    few.grads = gradients(few.losses.sum(), [site.edge for site in few.recorder.sites])
+    if not has_finite_gradients(few):
+        _with_finite_gradients(problem)  # names the samples by their numbers among all
     if problem.seed is None:
         _refuse_batch_dependence(
             problem.model, seen.losses.detach()[indices.to(seen.losses.device)], few.losses.detach()
         )
     return _study(part, few)
+
+
+def _with_finite_gradients(problem: Problem) -> Pass:
+    """A pass whose gradients are finite, and still its own to ask for others."""
+    seen = recorded(problem)
+    seen.grads = gradients(seen.losses.sum(), [site.edge for site in seen.recorder.sites])
+    check_finite(problem, seen)
+    return seen
 
 
 def _refuse_batch_dependence(model: nn.Module, among_all: Tensor, among_few: Tensor) -> None:
