@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sgdkern.alarm import Alarm
 from sgdkern.atomic import replacing
+from sgdkern.best_weights import BestWeights
 from sgdkern.capture import per_sample_gradients
 from sgdkern.data import Dataset
 from sgdkern.history import History
-from sgdkern.phase_detector import PhaseDetector
 from sgdkern.probe import Probe
 from sgdkern.run_config import RunConfig
 from sgdkern.schedule import log_spaced_steps
@@ -30,6 +31,7 @@ from sgdkern.training import Trainer, build_model, evaluate
 
 HISTORY = "history.jsonl"
 CHECKPOINT = "checkpoint.pt"
+BEST_WEIGHTS = "best_phase_II.pt"
 
 # Steps between two reports of progress: some tens of milliseconds.
 _STEPS_AT_ONCE = 200
@@ -62,12 +64,14 @@ class ObservedTraining:
     Attributes:
         model: As it is after the last step.
         history: All records.
+        alarm: What was said when phase III began; None where it was not seen to begin.
         train_seconds: Time spent in training steps.
         probe_seconds: Time spent in measurements.
     """
 
     model: nn.Module
     history: History
+    alarm: Alarm | None
     train_seconds: float
     probe_seconds: float
 
@@ -125,12 +129,12 @@ def hidden_parameters(model: nn.Module) -> list[str]:
 def observe_training(
     config: RunConfig, data: Dataset, folder: Path, *, resume: bool = False, on_progress: OnProgress | None = None
 ) -> ObservedTraining:
-    """Train to the end, measuring on the way; what is measured is in the folder at once.
+    """Train to the end, or to the alarm, measuring on the way; what is measured is in the folder at once.
 
     Args:
         config: The settings.
         data: The data set, on the run's device.
-        folder: Receives ``history.jsonl`` and ``checkpoint.pt``.
+        folder: Receives ``history.jsonl``, ``checkpoint.pt`` and, where asked for, ``best_phase_II.pt``.
         resume: Go on from the folder's checkpoint, if there is one.
         on_progress: Told how far it is.
 
@@ -147,32 +151,40 @@ def observe_training(
     if resume and (folder / CHECKPOINT).exists():
         history, seconds = _restore(folder, trainer)
     else:
-        (folder / HISTORY).unlink(missing_ok=True)
-    probe = _probe(config, data, trainer, folder / HISTORY, history)
-    detector = PhaseDetector(probe.history.header)
-    for record in probe.history:
-        detector.update(record)
+        _begin_anew(folder)
+    probe = _probe(config, data, trainer, folder, history)
     try:
         for step in log_spaced_steps(total, count=config.measurements):
+            if config.stop_at_alarm and probe.alarm is not None:
+                break
             if history is not None and step <= history.records[-1].step:
                 continue
             began = time.perf_counter()
             while trainer.step < step:
                 trainer.advance(min(_STEPS_AT_ONCE, step - trainer.step))
                 if on_progress is not None:
-                    on_progress(Progress("training", trainer.step, total, detector.phase))
+                    on_progress(Progress("training", trainer.step, total, probe.phase))
             trained = time.perf_counter()
-            detector.update(probe.measure(step))
+            probe.measure(step)
             seconds["train"] += trained - began
             seconds["probe"] += time.perf_counter() - trained
             with replacing(folder / CHECKPOINT) as file:
                 torch.save({"trainer": trainer.state_dict(), "seconds": seconds}, file)
     finally:
         probe.close()
-    return ObservedTraining(trainer.model, probe.history, seconds["train"], seconds["probe"])
+    if probe.alarm is None:
+        BestWeights(folder / BEST_WEIGHTS).clear()  # none was the best: there is no phase II to go back to
+    return ObservedTraining(trainer.model, probe.history, probe.alarm, seconds["train"], seconds["probe"])
 
 
-def _probe(config: RunConfig, data: Dataset, trainer: Trainer, path: Path, history: History | None) -> Probe:
+def _begin_anew(folder: Path) -> None:
+    """Nothing that an earlier attempt measured or kept is gone on from."""
+    (folder / HISTORY).unlink(missing_ok=True)
+    (folder / BEST_WEIGHTS).unlink(missing_ok=True)
+    BestWeights(folder / BEST_WEIGHTS).clear()
+
+
+def _probe(config: RunConfig, data: Dataset, trainer: Trainer, folder: Path, history: History | None) -> Probe:
     wrong = None if data.true_labels is None else data.train_labels != data.true_labels
     known = wrong is not None and bool(wrong.any()) and not bool(wrong.all())
     probe = Probe(
@@ -187,8 +199,10 @@ def _probe(config: RunConfig, data: Dataset, trainer: Trainer, path: Path, histo
         steps_per_epoch=trainer.steps_per_epoch,
         seed=config.seed_for("probe"),
         metrics=lambda: _metrics(config, data, trainer.model, with_spectrum=probe.spectrum_is_due),
-        path=path,
+        path=folder / HISTORY,
         history=history,
+        checkpoint=folder / BEST_WEIGHTS if config.keep_best else None,
+        keep=config.measurements + 2,  # all: the networks of a run are small
     )
     return probe
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgdkern.alarm import Alarm, Lookout
+from sgdkern.best_weights import BestWeights
 from sgdkern.blind_groups import presumed_wrong
 from sgdkern.capture import per_sample_gradients
 from sgdkern.classification import margins_and_predictions
@@ -20,6 +23,7 @@ from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.history import History, HistoryWriter
 from sgdkern.non_finite import non_finite
 from sgdkern.order_parameters import group_statistics, order_parameters
+from sgdkern.phase_detector import PhaseEvent
 from sgdkern.record import GroupRecord, Record, SpectrumRecord
 from sgdkern.schedule import Every, schedule
 from sgdkern.spectrum import noise_spectrum
@@ -32,7 +36,8 @@ class Probe:
     """Measures a model on a fixed set of samples, again and again over a training run.
 
     In a loop, ``probe(step)`` measures where a measurement is due; ``probe.measure(step)`` measures in any case. The
-    model comes back untouched to the bit. Everything measured is in ``probe.history``.
+    model comes back untouched to the bit. Everything measured is in ``probe.history``, every change of phase in
+    ``probe.events``; once the network begins to memorise wrong labels, ``probe.alarm`` says so.
 
     Besides the whole set, up to three partitions of the samples are followed: ``given`` (``groups``, where the user
     knows one), ``blind`` (c, presumably right, and w, presumably wrong: a mixture of two Gaussians fitted to each
@@ -63,6 +68,12 @@ class Probe:
         history: Records to go on from (with ``path``: records after its last step are cut off the file); None
             begins anew.
         on_record: Called with each new record.
+        on_event: Called with each change of phase; that to phase III is an ``Alarm``.
+        checkpoint: A file that receives, at the alarm, the weights of phase II's best moment (``best_phase_II.pt``,
+            say): what ``model.load_state_dict`` takes. Until then the weights of past records are held beside it, in
+            ``<checkpoint>.candidates``.
+        keep: How many candidates are held there at most. The best moment's weights are among them, or those of a step
+            within a factor (s + 1)^(1 / (keep − 1)), s being the steps so far: with 32 of them 1.35 after 10,000 steps.
 
     Attributes:
         history: All records so far.
@@ -70,6 +81,7 @@ class Probe:
 
     Raises:
         ValueError: If the groups are not a partition of the samples, or a number is out of range.
+        FileExistsError: If ``path`` or ``checkpoint`` holds something and no history is given to go on from.
 
     Example:
         >>> import torch, sgdkern as sk
@@ -108,6 +120,9 @@ class Probe:
         path: str | os.PathLike[str] | None = None,
         history: History | None = None,
         on_record: Callable[[Record], object] | None = None,
+        on_event: Callable[[PhaseEvent], object] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        keep: int = 32,
     ) -> None:
         num_samples = _first_axis(inputs)
         if not 1 <= batch_size <= num_samples:
@@ -123,14 +138,20 @@ class Probe:
         self._batch_size, self._groups, self._params = batch_size, groups, params
         self._is_due = schedule(every)
         self._spectrum_every, self._blind = spectrum_every, blind
-        self._metrics, self._on_record = metrics, on_record
+        self._metrics, self._on_record, self._on_event = metrics, on_record, on_event
         self._num_minibatches, self._population_size = num_minibatches, population_size
         self._steps_per_epoch, self._seed = steps_per_epoch, seed
         self.seconds = 0.0
         self.history = History(self._header(num_samples)) if history is None else history
         self._summed_losses = np.zeros(num_samples)
+        weights = None if checkpoint is None else _best_weights(Path(checkpoint), keep=keep, anew=history is None)
+        self._lookout = Lookout(self.history.header, weights=weights)
+        seen = History(self.history.header)
         for record in self.history:
             self._summed_losses = self._with_losses(record.losses)
+            self._lookout.hold(record.step, None)
+            seen.append(record)
+            self._lookout.update(seen)
         self._writer: HistoryWriter | None = None
         if path is not None and self.history.records:
             self._writer = HistoryWriter.resume(path, self.history.records[-1].step)
@@ -169,14 +190,33 @@ class Probe:
             raise ValueError(f"Probe: steps must increase, got {step} after {last}. Measure a step once.")
         began = time.perf_counter()
         record = self._record(step, dict(metrics or {}))
+        self._lookout.hold(step, self._model)  # before the record: where the record is, the weights are
         self.history.append(record)
         self._summed_losses = self._with_losses(record.losses)
         if self._writer is not None:
             self._writer.append(record)
+        event = self._lookout.update(self.history)
         self.seconds += time.perf_counter() - began
         if self._on_record is not None:
             self._on_record(record)
+        if event is not None and self._on_event is not None:
+            self._on_event(event)
         return record
+
+    @property
+    def phase(self) -> str:
+        """The phase that training is in, as far as told: `I`, `II`, `III`, `IV` or `exploration`."""
+        return self._lookout.phase
+
+    @property
+    def events(self) -> tuple[PhaseEvent, ...]:
+        """All changes of phase so far, those of the history that was gone on from included."""
+        return tuple(self._lookout.events)
+
+    @property
+    def alarm(self) -> Alarm | None:
+        """What there is to know once the network begins to memorise wrong labels; None before that."""
+        return self._lookout.alarm
 
     @property
     def spectrum_is_due(self) -> bool:
@@ -283,6 +323,16 @@ class Probe:
             converged=spectrum.converged,
             params="all" if self._params is None else ", ".join(gradients.parameters),
         )
+
+
+def _best_weights(path: Path, *, keep: int, anew: bool) -> BestWeights:
+    """The weights to hold; a new run does not mix with what an earlier one left."""
+    if anew and (path.exists() or path.with_name(path.name + ".candidates").exists()):
+        raise FileExistsError(
+            f"Probe: the checkpoint must be a new file, but {path} or its candidates exist. Move them away, or pass "
+            "history= to go on with the run that they belong to."
+        )
+    return BestWeights(path, keep=keep)
 
 
 @contextmanager

@@ -19,7 +19,15 @@ import torch
 from sgdkern.atomic import replacing, write_json
 from sgdkern.cleaning import LabelIssues, find_label_issues
 from sgdkern.data import Dataset, load_data, with_label_noise
-from sgdkern.observed_training import CHECKPOINT, HISTORY, OnProgress, Progress, new_trainer, observe_training
+from sgdkern.observed_training import (
+    BEST_WEIGHTS,
+    CHECKPOINT,
+    HISTORY,
+    OnProgress,
+    Progress,
+    new_trainer,
+    observe_training,
+)
 from sgdkern.phases import label_phases
 from sgdkern.report import write_report
 from sgdkern.run_config import RunConfig
@@ -34,12 +42,16 @@ CONFIG, SUMMARY, PHASES, ISSUES, SAMPLES = (
     "samples.npz",
 )
 
-_FILES = (CONFIG, HISTORY, CHECKPOINT, PHASES, ISSUES, SAMPLES, SUMMARY, "report.html")
+_FILES = (CONFIG, HISTORY, CHECKPOINT, BEST_WEIGHTS, PHASES, ISSUES, SAMPLES, SUMMARY, "report.html")
 
 # Pictures kept for the report: the most suspicious samples, and some of the least suspicious to compare them with.
 _SUSPICIOUS_PICTURES, _CLEAN_PICTURES = 64, 16
 _STEPS_AT_ONCE = 500
 _RETRAINING = {"cleaned": "training without them", "perfect": "training on right labels only"}
+
+
+class RunRefusedError(ValueError):
+    """What was asked for does not fit the run folder or this machine; nothing was done."""
 
 
 def run(
@@ -64,7 +76,8 @@ def run(
 
     Raises:
         FileExistsError: If the folder holds something and neither ``resume`` nor ``overwrite`` is given.
-        ValueError: If the settings cannot be used, or are not those of the folder to resume.
+        RunRefusedError: If the settings are not those of the folder to resume, or there is no such device.
+        ValueError: If the data cannot be used.
         NonFiniteError: If training diverges.
     """
     began = time.perf_counter()
@@ -116,9 +129,11 @@ def run_data(config: RunConfig) -> Dataset:
 def _refuse_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     """Refuse to lose or to mix anything; nothing is written yet."""
     if resume and overwrite:
-        raise ValueError("run: a run is either resumed or overwritten, got both. Choose --resume or --overwrite.")
+        raise RunRefusedError("run: a run is either resumed or overwritten, got both. Choose --resume or --overwrite.")
     if resume and not (folder / CONFIG).exists():
-        raise ValueError(f"run: there must be a run to resume, got none in {folder}. Leave out --resume to begin one.")
+        raise RunRefusedError(
+            f"run: there must be a run to resume, got none in {folder}. Leave out --resume to begin one."
+        )
     if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
         return
     if not (folder / CONFIG).exists() or not (resume or overwrite):
@@ -136,7 +151,7 @@ def _refuse_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise RunRefusedError(
             f"run: the device must be there, but {device!r} is not ({reason}). Choose --device cpu; `sgdkern doctor` "
             "tells what this machine has."
         ) from error
@@ -158,7 +173,7 @@ def _refuse_other_settings(settings: Path, config: RunConfig) -> None:
     differing = [name for name, value in kept.as_dict().items() if config.as_dict()[name] != value]
     if differing:
         told = ", ".join(f"{name}={config.as_dict()[name]!r} (was {kept.as_dict()[name]!r})" for name in differing)
-        raise ValueError(
+        raise RunRefusedError(
             f"run: a resumed run keeps its settings, got {told}. Leave these options out, or begin anew with "
             "--overwrite."
         )

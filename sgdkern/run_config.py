@@ -39,6 +39,8 @@ class RunConfig:
         weight_decay: Of SGD.
         measurements: About how many measurements, evenly spaced in the logarithm of the step.
         spectrum_every: The noise spectrum is taken at every so many measurements.
+        keep_best: Whether the weights of phase II's best moment are kept in the run folder.
+        stop_at_alarm: Whether training ends where phase III is seen to have begun.
         seed: Draws the split, the noise, the weights and the order of the samples.
         device: Where the network lives.
         threads: CPU threads; with 1 the results do not depend on the machine's number of cores.
@@ -63,6 +65,8 @@ class RunConfig:
     weight_decay: float = 0.0
     measurements: int = 100
     spectrum_every: int = 5
+    keep_best: bool = False
+    stop_at_alarm: bool = False
     seed: int = 0
     device: str = "cpu"
     threads: int = 1

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sgdkern.alarm import nearest_record
 from sgdkern.cleaning import LabelIssues
 from sgdkern.data import Dataset
-from sgdkern.history import History, Record
+from sgdkern.history import History
 from sgdkern.observed_training import ObservedTraining
 from sgdkern.phase_truth import phase_agreement, phases_from_test_error
 from sgdkern.phases import Phases
@@ -67,6 +68,7 @@ def summarise(
             "high": issues.noise_rate.high,
         },
         "test_error": _test_errors(history, phases) | {"cleaned": None, "perfect": None} | retrained,
+        "alarm": _alarm(observed),
         "cleaning": _cleaning(history, phases, issues, wrong),
         "spectra": _spectra(history, phases, config.batch_size),
         "phases": phases_as_dict(phases, history),
@@ -109,12 +111,27 @@ def phases_as_dict(phases: Phases, history: History) -> dict[str, Any]:
 def _test_errors(history: History, phases: Phases) -> dict[str, float | None]:
     errors = history.column("test_error")
     best = int(np.argmin(errors))
-    at_cleaning = None if phases.cleaning_step is None else _nearest(history, phases.cleaning_step)
+    at_cleaning = None if phases.cleaning_step is None else nearest_record(history, phases.cleaning_step)
     return {
         "final": float(errors[-1]),
         "best": float(errors[best]),
         "best_step": int(history.steps[best]),
         "at_cleaning_step": None if at_cleaning is None else float(at_cleaning.metrics["test_error"]),
+    }
+
+
+def _alarm(observed: ObservedTraining) -> dict[str, Any] | None:
+    """When phase III was seen to begin, where to go back to, and what that saves."""
+    alarm = observed.alarm
+    if alarm is None:
+        return None
+    return {
+        "step": alarm.step,
+        "seen_at": alarm.seen_at,
+        "best_step": alarm.best_step,
+        "checkpoint": None if alarm.checkpoint is None else alarm.checkpoint.name,
+        "test_error": float(nearest_record(observed.history, alarm.seen_at).metrics["test_error"]),
+        "test_error_at_best_step": float(nearest_record(observed.history, alarm.best_step).metrics["test_error"]),
     }
 
 
@@ -140,7 +157,7 @@ def _cleaning(
     aurocs = [roc_auc_score(wrong, record.losses) for record in history]
     best = int(np.argmax(aurocs))
     if phases.cleaning_step is not None:
-        found["auroc"] = float(roc_auc_score(wrong, _nearest(history, phases.cleaning_step).losses))
+        found["auroc"] = float(roc_auc_score(wrong, nearest_record(history, phases.cleaning_step).losses))
     hits = int((issues.is_label_issue & wrong).sum())
     return found | {
         "auroc_best": float(aurocs[best]),
@@ -170,8 +187,3 @@ def _spectra(history: History, phases: Phases, batch_size: int) -> list[dict[str
             "batch_size": batch_size,
         })
     return spectra
-
-
-def _nearest(history: History, step: float) -> Record:
-    """The record nearest to a step in the logarithm."""
-    return min(history, key=lambda record: abs(np.log((record.step + 1) / (step + 1))))

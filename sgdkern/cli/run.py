@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sgdkern.cli.console import JsonOption, explicit, messages, plain_errors, print_json, results
+from sgdkern.cli.console import USAGE, JsonOption, explicit, messages, plain_errors, print_json, results
 
 if TYPE_CHECKING:
     from sgdkern.observed_training import OnProgress
@@ -66,6 +66,12 @@ def run(
     threads: Annotated[int, _train("CPU threads; with 1 the results are the same on any number of cores.")] = 1,
     measurements: Annotated[int, _measure("About how many, evenly spaced in the logarithm of the step.")] = 100,
     spectrum_every: Annotated[int, _measure("Take the noise spectrum at every so many measurements.")] = 5,
+    keep_best: Annotated[
+        bool, _measure("Keep the weights of phase II's best moment, best_phase_II.pt.", "--keep-best")
+    ] = False,
+    stop_at_alarm: Annotated[
+        bool, _measure("End training where the network is seen to memorise wrong labels.", "--stop-at-alarm")
+    ] = False,
     out: Annotated[Path | None, _folder("Where to write [runs/DATASET, with a number if that is taken].")] = None,
     resume: Annotated[bool, _folder("Go on with a run that was stopped; it keeps its settings.", "--resume")] = False,
     overwrite: Annotated[bool, _folder("Replace an earlier run.", "--overwrite")] = False,
@@ -78,10 +84,15 @@ def run(
     with plain_errors():
         place = out or _default_folder(Path("runs"), dataset, resume=resume or overwrite)
         config = _config(explicit(context), place, resume=resume)
+        from sgdkern.run import RunRefusedError
         from sgdkern.run import run as main_job
 
-        with _progress_bars() as on_progress:
-            summary = main_job(config, place, resume=resume, overwrite=overwrite, on_progress=on_progress)
+        try:
+            with _progress_bars() as on_progress:
+                summary = main_job(config, place, resume=resume, overwrite=overwrite, on_progress=on_progress)
+        except RunRefusedError as error:
+            messages().print(f"error: {error}", style="red", markup=False)
+            raise typer.Exit(USAGE) from error
         if as_json:
             print_json(summary)
         else:
@@ -164,6 +175,7 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     named = {"final": "as trained", "cleaned": "trained without them", "perfect": "trained on right labels only"}
     lines = {
         "phases": f"{phases['verdict']}: {phases['reason']}",
+        "alarm": _alarm(summary["alarm"]),
         "wrong labels": f"{rate['estimate']:.1%}, {rate['low']:.1%} … {rate['high']:.1%}{truth}",
         "samples found": f"{cleaning['num_issues']} of {summary['dataset']['num_train']}{scored}",
         "test error": ", ".join(
@@ -176,3 +188,15 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         lines["caution"] = "without a phase II in the run, the wrong labels and the samples found are a guess"
     for name, text in lines.items():
         results().print(f"{name:<15}{text}", markup=False)
+
+
+def _alarm(alarm: Mapping[str, Any] | None) -> str:
+    """When the network was seen to memorise, and where to go back to."""
+    if alarm is None:
+        return "none: the network was not seen to begin to memorise wrong labels"
+    weights = f", weights in {alarm['checkpoint']}" if alarm["checkpoint"] else ""
+    return (
+        f"step {alarm['seen_at']}: wrong labels are memorised since step {alarm['step']}, test error "
+        f"{alarm['test_error']:.1%}; best moment step {alarm['best_step']}{weights}, test error "
+        f"{alarm['test_error_at_best_step']:.1%}"
+    )
