@@ -49,12 +49,37 @@ def patch_gram_in_extended_precision(inputs, output_grads, kernel, stride, dilat
     return flat @ flat.T
 
 
-ORACLES = {"gram": gram_in_extended_precision, "patch_gram": patch_gram_in_extended_precision}
+def minibatch_norms_in_extended_precision(inputs, output_grads, constant_columns, indices):
+    """Each minibatch's own Gram matrix, summed."""
+    sums = [
+        gram_in_extended_precision([a[some] for a in inputs], [d[some] for d in output_grads], constant_columns).sum()
+        for some in indices
+    ]
+    return np.array(sums, np.longdouble)
 
 
-def assert_accurate(op, args, result):
-    """Hold the three-way rule: at most twice the plain reference's error, plus one rounding of the result's scale."""
-    truth = ORACLES[op.name](*tree_map_only(torch.Tensor, torch.Tensor.cpu, args))
+ORACLES = {
+    "gram": gram_in_extended_precision,
+    "minibatch_norms": minibatch_norms_in_extended_precision,
+    "patch_gram": patch_gram_in_extended_precision,
+}
+
+
+# Of a sum of products, in the absolute values' sum: what compensated TF32 may lose at most. Each of at most three
+# products on the way to an entry drops 2^-22 (small times small), cuts two operands by 2^-23 and truncates by 2^-23:
+# 15 x 2^-23 in all. See docs/decisions/0006-tensor-cores.md.
+COMPENSATED_TF32_LOSS = 2.0**-19
+
+
+def assert_accurate(op, args, result, loss=None):
+    """Hold the three-way rule: at most twice the plain reference's error, plus one rounding of the result's scale.
+
+    Products on tensor cores may lose a share of the absolute values' sum besides.
+    """
+    if loss is None:
+        loss = COMPENSATED_TF32_LOSS if result.is_cuda and result.dtype == torch.float32 else 0
+    on_cpu = tree_map_only(torch.Tensor, torch.Tensor.cpu, args)
+    truth = ORACLES[op.name](*on_cpu)
     reference = op.reference(*args)
     assert result.dtype == reference.dtype
     assert result.shape == truth.shape
@@ -63,7 +88,8 @@ def assert_accurate(op, args, result):
         return np.abs(values.double().cpu().numpy() - truth).max()
 
     if truth.size:
-        assert error(result) <= 2 * error(reference) + torch.finfo(result.dtype).eps * np.abs(truth).max()
+        lost = loss * ORACLES[op.name](*tree_map_only(torch.Tensor, torch.abs, on_cpu)).max() if loss else 0
+        assert error(result) <= 2 * error(reference) + torch.finfo(result.dtype).eps * np.abs(truth).max() + lost
 
 
 @every_case
@@ -268,23 +294,6 @@ def test_every_instruction_set_agrees_with_the_reference():
                 one = torch.from_numpy(function(*dense, constant_columns, name, 1))
                 assert_accurate(gram, args, one)
                 assert torch.equal(one, torch.from_numpy(function(*dense, constant_columns, name, 3)))
-
-
-def test_the_cuda_kernel_s_logic_run_on_the_cpu():
-    """Fibers for threads; copies that land when waited for; shared memory that starts as NaN."""
-    native = dev_module("cuda_kernels")
-    generator = torch.Generator().manual_seed(0)
-    cases = [*samples(gram, torch.float32, "cpu")[:-1], factors(65, (16, 20, 33)), factors(130, (12, 5))]
-    cases.append((
-        [torch.randn(7, 3, generator=generator)] * 40,
-        [torch.randn(7, 2, generator=generator)] * 40,
-        [True] * 40,
-    ))
-    for inputs, output_grads, constant_columns in cases:
-        for dtype, function in [(torch.float32, native.gram_float32), (torch.float64, native.gram_float64)]:
-            sides = [[f.to(dtype).contiguous() for f in side] for side in (inputs, output_grads)]
-            result = function(*[[f.numpy() for f in side] for side in sides], constant_columns)
-            assert_accurate(gram, (*sides, constant_columns), torch.from_numpy(result))
 
 
 @pytest.mark.slow

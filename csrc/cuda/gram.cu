@@ -1,20 +1,7 @@
 // The CUDA twin of sgdkern/ops/gram.py: checks, allocates, launches gram_kernel.cuh.
 
 #include "device.cuh"
-#include "gram_kernel.cuh"
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <algorithm>
-#include <limits>
-#include <vector>
+#include "queue.h"
 
 namespace sgdkern {
 namespace {
@@ -35,29 +22,35 @@ Tensor rows_contiguous(const Tensor& factor) {
   return factor.stride(1) == 1 || factor.size(1) <= 1 ? factor : torch::stable::contiguous(factor);
 }
 
-template <class Source>
-Factor<Source> factor_of(const Tensor& factor) {
-  return {static_cast<const Source*>(factor.const_data_ptr()), factor.size(1), factor.stride(0)};
+template <class Element>
+Factor<Element> factor_of(const Tensor& factor) {
+  const Element* data = static_cast<const Element*>(factor.const_data_ptr());
+  return {data, factor.size(1), factor.stride(0), alignment_of(data, factor.stride(0))};
 }
 
-template <class T, class Source>
-void launch(const std::vector<Tensor>& inputs, const std::vector<Tensor>& output_grads,
-            const std::vector<bool>& constant_columns, cudaStream_t stream, const Tensor& result) {
-  const int64_t num_samples = result.size(0), tiles = (num_samples + kTile - 1) / kTile;
-  const int64_t blocks = tiles * (tiles + 1) / 2;
-  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "gram: N must be below 4 million, got ", num_samples);
+template <class Product>
+void run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& output_grads,
+         const std::vector<bool>& constant_columns, const Tensor& result) {
+  using Element = typename Product::Element;
+  using Sum = typename Product::Sum;
   std::vector<Tensor> kept;  // contiguous copies live until the launches are queued: the allocator orders by stream
-  for (std::size_t begin = 0; begin < inputs.size() && blocks > 0; begin += kMostLayers) {
-    Layers<Source> layers;
-    layers.count = static_cast<int>(std::min<std::size_t>(kMostLayers, inputs.size() - begin));
-    for (int l = 0; l < layers.count; ++l) {
-      const Tensor a = kept.emplace_back(rows_contiguous(inputs[begin + l]));
-      const Tensor d = kept.emplace_back(rows_contiguous(output_grads[begin + l]));
-      layers.layer[l] = {factor_of<Source>(a), factor_of<Source>(d), constant_columns[begin + l]};
-    }
-    gram_kernel<T, Source><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-        layers, num_samples, begin == 0, static_cast<T*>(result.mutable_data_ptr()));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  std::vector<Layer<Element>> layers;
+  for (std::size_t l = 0; l < inputs.size(); ++l) {
+    const Tensor a = kept.emplace_back(rows_contiguous(inputs[l]));
+    const Tensor d = kept.emplace_back(rows_contiguous(output_grads[l]));
+    layers.push_back({{factor_of<Element>(a), factor_of<Element>(d)}, 2, constant_columns[l]});
+  }
+  const int32_t device = result.get_device_index();
+  const int64_t num_samples = result.size(0), num_layers = layers.size();
+  GramSum<Product, Queue> sum(current_queue(device), device_numbers(device), num_samples);
+  const int64_t num_parts = std::min(sum.most_parts(), fewest_layers_of_a_launch(num_layers));
+  Sum* const gram = static_cast<Sum*>(result.mutable_data_ptr());
+  if (num_parts == 1) {
+    sum.add(layers, 1, gram);
+  } else {
+    const Tensor parts = torch::stable::new_empty(result, {num_parts, num_samples, num_samples});
+    sum.add(layers, num_parts, static_cast<Sum*>(parts.mutable_data_ptr()));
+    sum.finish(static_cast<const Sum*>(parts.const_data_ptr()), num_parts, gram);
   }
 }
 
@@ -71,12 +64,7 @@ Tensor gram_cuda(std::vector<Tensor> inputs, std::vector<Tensor> output_grads, s
   for (const std::vector<Tensor>* factors : {&inputs, &output_grads}) {
     for (const Tensor& factor : *factors) check_factor(factor, inputs[0]);
   }
-  const torch::stable::accelerator::DeviceIndex device = inputs[0].get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-
+  const torch::stable::accelerator::DeviceGuard guard(inputs[0].get_device_index());
   const ScalarType dtype = inputs[0].scalar_type();
   const ScalarType result_dtype = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const int64_t num_samples = inputs[0].size(0);
@@ -84,16 +72,16 @@ Tensor gram_cuda(std::vector<Tensor> inputs, std::vector<Tensor> output_grads, s
   const Tensor result = torch::stable::new_empty(inputs[0], {num_samples, num_samples}, result_dtype);
   switch (dtype) {
     case ScalarType::Float:
-      launch<float, float>(inputs, output_grads, constant_columns, queue, result);
+      (tf32_is_allowed() ? run<Plain<float>> : run<CompensatedTf32>)(inputs, output_grads, constant_columns, result);
       break;
     case ScalarType::Double:
-      launch<double, double>(inputs, output_grads, constant_columns, queue, result);
+      run<Float64>(inputs, output_grads, constant_columns, result);
       break;
     case ScalarType::BFloat16:
-      launch<float, __nv_bfloat16>(inputs, output_grads, constant_columns, queue, result);
+      run<Plain<BFloat16>>(inputs, output_grads, constant_columns, result);
       break;
     case ScalarType::Half:
-      launch<float, __half>(inputs, output_grads, constant_columns, queue, result);
+      run<Plain<Float16>>(inputs, output_grads, constant_columns, result);
       break;
     default:
       STD_TORCH_CHECK(false, "gram: dtype must be float64, float32, bfloat16 or float16");

@@ -1,176 +1,240 @@
 // K [N, N] = sum over layers of (A A^T + c) * (D D^T), elementwise product; A [N, I] the layer's inputs, D [N, O] the
-// gradients at its outputs, c = 1 where it has a bias (the constant column of A is folded in, never stored).
+// gradients at its outputs, c = 1 where it has a bias (the constant column of A is folded in, never stored). A layer
+// with one factor only adds A A^T: the symmetric rank-k update of explicit gradients.
 //
-// Work     N (N + 1) / 2 * sum(I + O) multiply-adds: the tiles on and below the diagonal, mirrored once.
-// Traffic  each block reads its rows and columns of every factor once; K is written once. No N x N temporary.
-// Tiling   a block of 128 threads owns 64 x 64 of K, a thread 8 x 4 of it: A A^T, D D^T and K in registers (96). Stages
-//          of 16 features lie in shared memory as [row, feature], a row padded by 16 bytes so that the eight rows which
-//          a quarter of a warp reads fall into different banks; threads read four features at a time. The next stage
-//          is copied (cp.async, 16 bytes) while this one is used. 64 rather than 128: N = 1024 has 136 tiles for the
-//          132 multiprocessors of an H100, with 128 it would have 36.
-// Numerics float32 (float64) fused multiply-adds, no tensor cores: as accurate as the CPU's. Sums run over features,
-//          then layers, in order: bitwise repeatable.
+// Work     N (N + 1) / 2 * sum(I + O) multiply-adds: the tiles on and below the diagonal, whose halves are mirrored.
+// Traffic  a tile reads its rows and columns of every factor once; K is written once. No N x N temporary, but where there
+//          are fewer tiles than a GPU holds: then blocks share a tile's layers, and `sum_parts` adds their parts.
+// Tiling   blocks stay (as many as the GPU holds) and take one tile after the other, in bands of kBand rows, so that
+//          those at work share rows and columns in the second-level cache. A tile's product A A^T, and D D^T while
+//          it comes about, are registers; K's sum over layers, needed once a layer, is shared memory, a place a thread.
+// Pipeline one queue of stages runs through features, factors, layers and tiles, kStages - 1 copies (cp.async) ahead:
+//          it never drains between two small layers.
+// Numerics see tile_product.cuh. Sums run over features, then layers, then parts, in order: bitwise repeatable on one
+//          kind of GPU; their number of parts depends on its number of multiprocessors.
 // State    its logic is tested on the CPU (csrc/dev/device_on_cpu.h); speed on a GPU has not been measured.
-//
-// Include device.cuh, or its stand-in, first.
 #pragma once
 
-#include <cstdint>
+#include "tile_product.cuh"
 
 namespace sgdkern {
 
-constexpr int kTile = 64;          // samples
-constexpr int kDepth = 16;         // features in a stage
-constexpr int kRowThreads = 8;     // a thread's rows are kRowThreads apart, its columns kColumnThreads
-constexpr int kColumnThreads = 16;
-constexpr int kThreads = kRowThreads * kColumnThreads;
-constexpr int kRows = kTile / kRowThreads;
-constexpr int kColumns = kTile / kColumnThreads;
-constexpr int kMostLayers = 32;    // in one launch: they travel as kernel arguments
+constexpr int kStages = 3;
+constexpr int kMostLayers = 56;  // in one launch: they travel as kernel arguments, at most 4 KiB
+constexpr int64_t kBand = 8;     // tile rows
 
-template <class Source>
+template <class Element>
 struct Factor {
-  const Source* data;  // [N, features]
+  const Element* data;  // [N, features]
   int64_t features, stride;
+  int copy_bytes;  // to which all rows are aligned: 16, 8, 4, or 2 of the 16-bit types
 };
 
-template <class Source>
+template <class Element>
+struct Layer {
+  Factor<Element> factor[2];  // inputs, output gradients
+  int num_factors;
+  bool constant_column;
+};
+
+template <class Element>
 struct Layers {
-  struct {
-    Factor<Source> inputs, output_grads;
-    bool constant_column;
-  } layer[kMostLayers];
+  Layer<Element> layer[kMostLayers];
   int count;
 };
 
-template <class T>
-struct Stages {
-  static constexpr int kVector = 16 / sizeof(T);  // elements in 16 bytes
-  static constexpr int kPitch = kDepth + kVector;
-  struct Operand {
-    alignas(16) T element[kTile][kPitch];
+__host__ __device__ constexpr int64_t triangle(int64_t side) { return side * (side + 1) / 2; }
+
+struct TilePlace {
+  int row, column;
+};
+
+// Tile `index` of those on and below the diagonal of [side, side].
+__device__ inline TilePlace tile_at(int64_t index, int64_t side) {
+  int64_t row = static_cast<int64_t>((sqrt(8.0 * index + 1.0) - 1.0) / 2.0);  // if rows came one by one; off by one at most
+  while (triangle(row) > index) --row;
+  while (triangle(row + 1) <= index) ++row;
+  const int64_t first = row / kBand * kBand;  // as many tiles lie above a row either way, so the band is right
+  const int64_t height = side - first < kBand ? side - first : kBand;
+  int64_t rest = index - triangle(first);
+  if (rest < first * height) return {int(first + rest % height), int(rest / height)};
+  rest -= first * height;
+  int64_t down = 0;
+  for (; rest > down; ++down) rest -= down + 1;
+  return {int(first + down), int(first + rest)};
+}
+
+// The stages of a block in the order of its work.
+template <class Element>
+struct Cursor {
+  static constexpr int64_t kDepth = kRowBytes / sizeof(Element);  // features
+  int64_t work;  // part * tiles + tile
+  int row, column;
+  int64_t begin;  // first feature
+  int layer, end_layer, factor;
+
+  // Goes to the first stage of a piece of work.
+  __device__ void start(int64_t at, const Layers<Element>& layers, int64_t side, int num_parts) {
+    const int64_t tiles = triangle(side), part = at / tiles;
+    work = at;
+    if (part >= num_parts) return;
+    const TilePlace place = tile_at(at % tiles, side);
+    row = place.row, column = place.column;
+    layer = static_cast<int>(part * layers.count / num_parts);
+    end_layer = static_cast<int>((part + 1) * layers.count / num_parts);
+    factor = 0, begin = 0;
+  }
+  __device__ bool ends_factor(const Layers<Element>& layers) const {
+    return begin + kDepth >= layers.layer[layer].factor[factor].features;
+  }
+  __device__ void advance(const Layers<Element>& layers, int64_t side, int num_parts) {
+    if (!ends_factor(layers)) {
+      begin += kDepth;
+      return;
+    }
+    begin = 0;
+    if (++factor < layers.layer[layer].num_factors) return;
+    factor = 0;
+    if (++layer == end_layer) start(work + gridDim.x, layers, side, num_parts);
+  }
+};
+
+// Starts the copy of features [begin, begin + kDepth) of samples [first, first + kSamples); zeros past the ends.
+template <class Tile, class Element>
+__device__ inline void load_operand(const Factor<Element>& factor, int64_t num_samples, int64_t first, int64_t begin,
+                                    char* operand) {
+  constexpr int kPerChunk = kChunkBytes / sizeof(Element);
+  static_assert(Tile::kSamples * kChunks % Tile::kThreads == 0);
+  // Calls copy(target, source, valid) for this thread's chunks: of their 16 bytes, `valid` are the factor's.
+  const auto each_chunk = [&](unsigned at, const auto& copy) {
+    const unsigned row = (at + threadIdx.x) / kChunks, chunk = (at + threadIdx.x) % kChunks;
+    const int64_t sample = first + row, feature = begin + chunk * kPerChunk;
+    const int64_t left = sample < num_samples ? factor.features - feature : 0;
+    const int valid = left <= 0 ? 0 : left < kPerChunk ? static_cast<int>(left * sizeof(Element)) : kChunkBytes;
+    copy(operand + chunk_place<Element>(row, chunk), valid ? factor.data + sample * factor.stride + feature : factor.data,
+         valid);
   };
-  Operand rows[2], columns[2];
-};
-
-template <class T>
-union Shared {
-  Stages<T> stages;
-  T mirror[kTile][kTile + 1];
-};
-
-// Brings features [begin, begin + kDepth) of samples [first, first + kTile) to shared memory; zeros past the ends.
-template <class T, class Source>
-__device__ void load_stage(const Factor<Source>& factor, int64_t num_samples, int64_t first, int64_t begin,
-                           typename Stages<T>::Operand& operand) {
-  constexpr int kVector = Stages<T>::kVector;
-  const bool aligned = reinterpret_cast<uintptr_t>(factor.data) % 16 == 0 && factor.stride % kVector == 0;
-  for (int i = threadIdx.x; i < kTile * kDepth / kVector; i += kThreads) {
-    const int row = i / (kDepth / kVector), feature = i % (kDepth / kVector) * kVector;
-    const int64_t sample = first + row;
-    T* target = &operand.element[row][feature];
-    const Source* source = factor.data + sample * factor.stride + begin + feature;
-    const int64_t left = sample < num_samples ? factor.features - begin - feature : 0;
-    if (sizeof(T) == sizeof(Source) && aligned && left >= kVector) {
-      copy_async(target, source);
-    } else {
-      for (int k = 0; k < kVector; ++k) target[k] = k < left ? widen(source[k]) : T{0};
+  if (factor.copy_bytes == kChunkBytes) {
+#pragma unroll
+    for (unsigned at = 0; at < Tile::kSamples * kChunks; at += Tile::kThreads) {
+      each_chunk(at, [](char* target, const Element* source, int valid) { copy_async<16>(target, source, valid); });
+    }
+  } else if (factor.copy_bytes >= 4) {
+#pragma unroll 1
+    for (unsigned at = 0; at < Tile::kSamples * kChunks; at += Tile::kThreads) {
+      each_chunk(at, [](char* target, const Element* source, int valid) {
+        for (int k = 0; k < kChunkBytes; k += 4) {
+          const int left = valid - k;
+          copy_async<4>(target + k, reinterpret_cast<const char*>(source) + k, left < 0 ? 0 : left < 4 ? left : 4);
+        }
+      });
+    }
+  } else {
+#pragma unroll 1
+    for (unsigned at = 0; at < Tile::kSamples * kChunks; at += Tile::kThreads) {
+      each_chunk(at, [](char* target, const Element* source, int valid) {
+        for (int k = 0; k < kPerChunk; ++k) {
+          reinterpret_cast<Element*>(target)[k] = k * int{sizeof(Element)} < valid ? source[k] : Element{};
+        }
+      });
     }
   }
 }
 
-template <class T>
-struct Products {
-  T value[kRows][kColumns];
-};
+// Bytes of shared memory: the stages, and K of the tile.
+template <class Product, class Tile>
+__host__ __device__ constexpr int64_t shared_bytes() {
+  return kStages * Tile::kStageBytes + Tile::kSamples * Tile::kSamples * sizeof(typename Product::Sum);
+}
 
-// products = the factor's rows [row0, row0 + kTile) times its rows [column0, column0 + kTile), transposed.
-template <class T, class Source>
-__device__ void multiply(const Factor<Source>& factor, int64_t num_samples, int64_t row0, int64_t column0,
-                         Stages<T>& stages, Products<T>& products) {
-  constexpr int kVector = Stages<T>::kVector;
-  const int row = threadIdx.x / kColumnThreads, column = threadIdx.x % kColumnThreads;
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kColumns; ++j) products.value[i][j] = T{0};
-  }
-  const auto load = [&](int64_t begin, int stage) {
-    if (begin < factor.features) {
-      load_stage<T>(factor, num_samples, row0, begin, stages.rows[stage]);
-      load_stage<T>(factor, num_samples, column0, begin, stages.columns[stage]);
+constexpr int64_t kReservedBytes = 1024;  // of shared memory a block (CUDA C++ Programming Guide, compute capability 8.x, 9.0)
+
+// Blocks that a multiprocessor of `bytes` of shared memory holds.
+__host__ __device__ constexpr int64_t resident(int64_t bytes, int64_t block_bytes) {
+  return bytes < block_bytes + kReservedBytes ? 1 : bytes / (block_bytes + kReservedBytes);
+}
+
+// For so many the registers must suffice: those that sm_90 holds, the most.
+template <class Product, class Tile>
+constexpr int kMostResident = static_cast<int>(resident(228 << 10, shared_bytes<Product, Tile>()));
+
+// gram [parts, N, N], each the sum over a share of the layers; added to what is there unless `first`.
+template <class Product, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, (kMostResident<Product, Tile>))
+    gram_kernel(const __grid_constant__ Layers<typename Product::Element> layers, int64_t num_samples, int num_parts,
+                bool first, typename Product::Sum* gram) {
+  using Element = typename Product::Element;
+  using Sum = typename Product::Sum;
+  char* const stages = shared_memory();
+  Sum* const totals = reinterpret_cast<Sum*>(stages + kStages * Tile::kStageBytes) + threadIdx.x;
+  const int64_t side = (num_samples + Tile::kSamples - 1) / Tile::kSamples;
+  const int64_t end_work = triangle(side) * num_parts;
+
+  Cursor<Element> next, now;
+  next.start(blockIdx.x, layers, side, num_parts);
+  now = next;
+  const auto load = [&](int stage) {
+    if (next.work < end_work) {
+      const Factor<Element>& factor = layers.layer[next.layer].factor[next.factor];
+      char* const rows = stages + stage * Tile::kStageBytes;
+      load_operand<Tile>(factor, num_samples, int64_t{next.row} * Tile::kSamples, next.begin, rows);
+      if (next.row != next.column) {
+        load_operand<Tile>(factor, num_samples, int64_t{next.column} * Tile::kSamples, next.begin, rows + Tile::kOperandBytes);
+      }
+      next.advance(layers, side, num_parts);
     }
     commit_copies();
   };
-  load(0, 0);
-  int stage = 0;
-  for (int64_t begin = 0; begin < factor.features; begin += kDepth, stage ^= 1) {
-    load(begin + kDepth, stage ^ 1);
-    wait_for_copies<1>();
-    __syncthreads();
-    for (int feature = 0; feature < kDepth; feature += kVector) {
-      T a[kRows][kVector], b[kColumns][kVector];
-      for (int i = 0; i < kRows; ++i) {
-        for (int k = 0; k < kVector; ++k) a[i][k] = stages.rows[stage].element[row + i * kRowThreads][feature + k];
-      }
-      for (int j = 0; j < kColumns; ++j) {
-        for (int k = 0; k < kVector; ++k) {
-          b[j][k] = stages.columns[stage].element[column + j * kColumnThreads][feature + k];
+  for (int stage = 0; stage < kStages - 1; ++stage) load(stage);
+
+  Sums<Product, Tile> sums = {}, products;
+  for (int stage = 0; now.work < end_work; stage = (stage + 1) % kStages) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // all copies of this stage are there, and all threads are done with the one before
+    load((stage + kStages - 1) % kStages);
+    const char* const rows = stages + stage * Tile::kStageBytes;
+    add_stage(rows, now.row == now.column ? rows : rows + Tile::kOperandBytes, sums);
+
+    if (now.ends_factor(layers)) {
+      const Layer<Element>& layer = layers.layer[now.layer];
+      if (now.factor + 1 < layer.num_factors) {
+        const Sum constant = layer.constant_column ? Sum{1} : Sum{0};
+        each_number<Tile>([&](int i, int j, int k) { products.value[i][j][k] = sums.value[i][j][k] + constant; });
+      } else {
+        const int64_t part = now.work / triangle(side);
+        const bool begins = now.layer == part * layers.count / num_parts, ends = now.layer + 1 == now.end_layer;
+        const int64_t m0 = int64_t{now.row} * Tile::kSamples, n0 = int64_t{now.column} * Tile::kSamples;
+        Sum* const result = gram + part * num_samples * num_samples;
+        if (layer.num_factors == 2) {
+          each_number<Tile>([&](int i, int j, int k) { sums.value[i][j][k] *= products.value[i][j][k]; });
         }
+        each_number<Tile>([&](int i, int j, int k) {
+          const int64_t m = m0 + Tile::row(i, k), n = n0 + Tile::column(j, k);
+          const bool inside = n <= m && m < num_samples;  // the other half is the mirror image
+          Sum& total = totals[((i * Tile::kColumnBlocks + j) * 4 + k) * Tile::kThreads];
+          const Sum before = !begins ? total : first || !inside ? Sum{0} : result[m * num_samples + n];
+          total = before + sums.value[i][j][k];
+          if (ends && inside) {
+            result[m * num_samples + n] = total;
+            result[n * num_samples + m] = total;
+          }
+        });
       }
-      for (int k = 0; k < kVector; ++k) {
-        for (int i = 0; i < kRows; ++i) {
-          for (int j = 0; j < kColumns; ++j) products.value[i][j] += a[i][k] * b[j][k];
-        }
-      }
+      sums = {};
     }
-    __syncthreads();  // before the stage is filled again
+    now.advance(layers, side, num_parts);
   }
 }
 
-// One tile of K a block; blocks count the tiles of the lower triangle row by row. Adds to K unless `first`.
-template <class T, class Source>
-__global__ void __launch_bounds__(kThreads)
-    gram_kernel(const Layers<Source> layers, int64_t num_samples, bool first, T* gram) {
-  __shared__ Shared<T> shared;
-  const int64_t index = blockIdx.x;
-  int64_t tile_row = static_cast<int64_t>((sqrt(8.0 * index + 1.0) - 1.0) / 2.0);  // off by one at most
-  while (tile_row * (tile_row + 1) / 2 > index) --tile_row;
-  while ((tile_row + 1) * (tile_row + 2) / 2 <= index) ++tile_row;
-  const int64_t row0 = tile_row * kTile, column0 = (index - tile_row * (tile_row + 1) / 2) * kTile;
-  const int row = threadIdx.x / kColumnThreads, column = threadIdx.x % kColumnThreads;
+constexpr int kSumThreads = 256;
 
-  Products<T> total, inputs, output_grads;
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kColumns; ++j) {
-      const int64_t m = row0 + row + i * kRowThreads, n = column0 + column + j * kColumnThreads;
-      total.value[i][j] = first || m >= num_samples || n >= num_samples ? T{0} : gram[m * num_samples + n];
-    }
-  }
-  for (int l = 0; l < layers.count; ++l) {
-    multiply<T>(layers.layer[l].inputs, num_samples, row0, column0, shared.stages, inputs);
-    multiply<T>(layers.layer[l].output_grads, num_samples, row0, column0, shared.stages, output_grads);
-    const T constant = layers.layer[l].constant_column ? T{1} : T{0};
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kColumns; ++j) {
-        total.value[i][j] += (inputs.value[i][j] + constant) * output_grads.value[i][j];
-      }
-    }
-  }
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kColumns; ++j) {
-      const int m = row + i * kRowThreads, n = column + j * kColumnThreads;
-      shared.mirror[m][n] = total.value[i][j];
-      if (row0 + m < num_samples && column0 + n < num_samples) {
-        gram[(row0 + m) * num_samples + column0 + n] = total.value[i][j];
-      }
-    }
-  }
-  if (row0 == column0) return;  // the whole block: a tile on the diagonal is its own mirror image
-  __syncthreads();
-  for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
-    const int m = i % kTile, n = i / kTile;
-    if (row0 + m < num_samples && column0 + n < num_samples) {
-      gram[(column0 + n) * num_samples + row0 + m] = shared.mirror[m][n];
-    }
+// sum [count] = the sum over parts [parts, count], in order.
+template <class Sum>
+__global__ void __launch_bounds__(kSumThreads) sum_parts(const Sum* parts, int num_parts, int64_t count, Sum* sum) {
+  for (int64_t at = int64_t{blockIdx.x} * kSumThreads + threadIdx.x; at < count; at += int64_t{gridDim.x} * kSumThreads) {
+    Sum total = parts[at];
+    for (int part = 1; part < num_parts; ++part) total += parts[part * count + at];
+    sum[at] = total;
   }
 }
 

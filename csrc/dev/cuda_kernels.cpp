@@ -1,44 +1,141 @@
-// Development only, not shipped: the CUDA kernels, run on the CPU, on NumPy arrays.
+// Development only, not shipped: the CUDA kernels, run on the CPU, on NumPy arrays; 16-bit types as their bits.
 
 #include "device_on_cpu.h"
-#include "../cuda/gram_kernel.cuh"
+#include "faulty_kernels.h"
+#include "../cuda/gram_launch.h"
+#include "../cuda/patch_gram_launch.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <string>
+#include <tuple>
 
 namespace py = pybind11;
+using namespace sgdkern;
 
 namespace {
 
-template <class T>
-sgdkern::Factor<T> factor_of(const py::array_t<T>& factor) {
-  return {factor.data(), factor.shape(1), factor.strides(0) / int64_t{sizeof(T)}};
+struct Queue {
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), const Shape& shape, const Arguments&... arguments) const {
+    on_cpu::launch(shape.blocks, shape.threads, shape.shared_bytes, [=] { kernel(arguments...); });
+  }
+};
+
+using Numbers = std::tuple<int64_t, int64_t, int64_t>;
+
+Device device_of(const Numbers& numbers) { return {std::get<0>(numbers), std::get<1>(numbers), std::get<2>(numbers)}; }
+
+template <class Element>
+Factor<Element> factor_of(const py::array& factor) {
+  const Element* data = static_cast<const Element*>(factor.data());
+  const int64_t stride = factor.strides(0) / int64_t{sizeof(Element)};
+  return {data, factor.shape(1), stride, alignment_of(data, stride)};
 }
 
-template <class T>
-py::array_t<T> gram(const std::vector<py::array_t<T>>& inputs, const std::vector<py::array_t<T>>& output_grads,
-                    const std::vector<bool>& constant_columns) {
-  const int64_t num_samples = inputs.at(0).shape(0), tiles = (num_samples + sgdkern::kTile - 1) / sgdkern::kTile;
-  py::array_t<T> result({num_samples, num_samples});
-  T* data = result.mutable_data();
-  for (std::size_t begin = 0; begin < inputs.size(); begin += sgdkern::kMostLayers) {
-    sgdkern::Layers<T> layers;
-    layers.count = static_cast<int>(std::min<std::size_t>(sgdkern::kMostLayers, inputs.size() - begin));
-    for (int l = 0; l < layers.count; ++l) {
-      layers.layer[l] = {factor_of(inputs[begin + l]), factor_of(output_grads[begin + l]), constant_columns[begin + l]};
-    }
-    on_cpu::launch(tiles * (tiles + 1) / 2, sgdkern::kThreads,
-                   [=] { sgdkern::gram_kernel<T, T>(layers, num_samples, begin == 0, data); });
+// With two factors a layer a Gram matrix, with one (no output gradients) the sum of A A^T.
+template <class Product>
+py::array gram(const std::vector<py::array>& inputs, const std::vector<py::array>& output_grads,
+               const std::vector<bool>& constant_columns, const Numbers& device) {
+  using Element = typename Product::Element;
+  using Sum = typename Product::Sum;
+  const int64_t num_samples = inputs.at(0).shape(0);
+  std::vector<Layer<Element>> layers;
+  for (std::size_t l = 0; l < inputs.size(); ++l) {
+    const bool both = !output_grads.empty();
+    layers.push_back({{factor_of<Element>(inputs[l]), factor_of<Element>(both ? output_grads[l] : inputs[l])},
+                      both ? 2 : 1, constant_columns[l]});
   }
+  GramSum<Product, Queue> sum(Queue{}, device_of(device), num_samples);
+  const int64_t num_parts = std::min(sum.most_parts(), fewest_layers_of_a_launch(layers.size()));
+  py::array_t<Sum> result({num_samples, num_samples});
+  std::vector<Sum> parts(num_parts == 1 ? 0 : num_parts * num_samples * num_samples, NAN);
+  sum.add(layers, num_parts, num_parts == 1 ? result.mutable_data() : parts.data());
+  if (num_parts > 1) sum.finish(parts.data(), num_parts, result.mutable_data());
   return result;
+}
+
+template <class Product, class Source>
+py::array patches(const py::array& inputs, const py::array& output_grads, const std::array<int64_t, 2>& kernel,
+                  const std::array<int64_t, 2>& stride, const std::array<int64_t, 2>& dilation, int64_t budget,
+                  const Numbers& device) {
+  using Sum = typename Product::Sum;
+  PatchLayer<Source> layer;
+  layer.inputs = static_cast<const Source*>(inputs.data());
+  layer.output_grads = static_cast<const Source*>(output_grads.data());
+  for (int axis = 0; axis < 4; ++axis) {
+    layer.input_strides[axis] = inputs.strides(axis) / int64_t{sizeof(Source)};
+    layer.output_strides[axis] = output_grads.strides(axis) / int64_t{sizeof(Source)};
+  }
+  for (int axis = 0; axis < 2; ++axis) {
+    layer.kernel[axis] = kernel[axis], layer.stride[axis] = stride[axis], layer.dilation[axis] = dilation[axis];
+  }
+  layer.num_samples = inputs.shape(0);
+  layer.num_outputs = output_grads.shape(1);
+  layer.num_taps = inputs.shape(1) * kernel[0] * kernel[1];
+  layer.position_columns = output_grads.shape(3);
+  layer.num_positions = output_grads.shape(2) * output_grads.shape(3);
+  py::array_t<Sum> result({layer.num_samples, layer.num_samples});
+  std::deque<std::vector<Sum>> kept;
+  const auto allocate = [&](int64_t count) { return kept.emplace_back(count + 1, NAN).data(); };
+  patch_gram<Product, Source>(layer, Queue{}, device_of(device), budget, allocate, result.mutable_data());
+  return result;
+}
+
+// Samples in a tile, blocks, threads, bytes of shared memory of a block, parts.
+template <class Product>
+py::tuple plan(int64_t num_samples, int64_t num_layers, const Numbers& numbers) {
+  GramSum<Product, Queue> sum(Queue{}, device_of(numbers), num_samples);
+  const int64_t num_parts = std::min(sum.most_parts(), fewest_layers_of_a_launch(num_layers));
+  const Shape shape = sum.shape(num_parts);
+  return py::make_tuple(sum.tile_samples(), shape.blocks, shape.threads, shape.shared_bytes, num_parts);
+}
+
+py::dict counts() {
+  const on_cpu::Counts counts = std::exchange(on_cpu::counts, {});
+  py::dict result;
+  result["blocks"] = counts.blocks;
+  result["matrix_instructions"] = counts.matrix_instructions;
+  result["block_loads"] = counts.block_loads;
+  result["bank_conflicts"] = counts.bank_conflicts;
+  return result;
+}
+
+std::vector<std::pair<int64_t, int64_t>> tiles(int64_t side) {
+  std::vector<std::pair<int64_t, int64_t>> places;
+  for (int64_t i = 0; i < triangle(side); ++i) places.emplace_back(tile_at(i, side).row, tile_at(i, side).column);
+  return places;
+}
+
+template <class Product>
+void define(py::module& module, const std::string& name) {
+  module.def(("gram_" + name).c_str(), &gram<Product>);
+  module.def(("plan_" + name).c_str(), &plan<Product>);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(cuda_kernels, module) {
-  module.def("gram_float32", &gram<float>);
-  module.def("gram_float64", &gram<double>);
+  define<CompensatedTf32>(module, "float32");
+  define<Plain<float>>(module, "tf32");
+  define<Plain<BFloat16>>(module, "bfloat16");
+  define<Plain<Float16>>(module, "float16");
+  define<Float64>(module, "float64");
+  module.def("patch_gram_float32", &patches<CompensatedTf32, float>);
+  module.def("patch_gram_tf32", &patches<Plain<float>, float>);
+  module.def("patch_gram_bfloat16", &patches<Plain<float>, BFloat16>);
+  module.def("patch_gram_float16", &patches<Plain<float>, Float16>);
+  module.def("patch_gram_float64", &patches<Float64, double>);
+  module.def("patch_shared_bytes", [] { return std::max(patch_shared_bytes<CompensatedTf32>(), patch_shared_bytes<Float64>()); });
+  module.def("tiles", &tiles, "The order of the tiles of a triangle.");
+  module.def("chunk_place_float64", [](unsigned row, unsigned chunk) { return chunk_place<double>(row, chunk); });
+  module.def("forgets_to_wait", [] { return run_faulty(forgets_to_wait); });
+  module.def("forgets_a_barrier", [] { return run_faulty(forgets_a_barrier); });
+  module.def("diverges_at_a_barrier", [] { return run_faulty(diverges_at_a_barrier); });
+  module.def("diverges_in_a_warp", [] { return run_faulty(diverges_in_a_warp); });
+  module.def("leaves_shared_memory", [] { return run_faulty(leaves_shared_memory); });
+  module.def("last_warp_first", [](bool order) { on_cpu::last_warp_first = order; });
+  module.def("counts", &counts, "What ran since the last call.");
 }

@@ -1,0 +1,64 @@
+// How the CUDA twins reach the GPU: its numbers, PyTorch's current stream, and PyTorch's choice of float32 arithmetic.
+#pragma once
+
+#include "gram_launch.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <limits>
+
+extern "C" int cublasGetMathMode(void* handle, int* mode);  // of the library that PyTorch's is linked to
+
+namespace sgdkern {
+
+// Launches on a stream; a launch that the device refuses is an error at once.
+struct Queue {
+  cudaStream_t stream;
+
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), const Shape& shape, const Arguments&... arguments) const {
+    STD_TORCH_CHECK(shape.blocks <= std::numeric_limits<int32_t>::max(), "too many blocks: ", shape.blocks,
+                    ". Use fewer samples.");
+    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(shape.shared_bytes)));
+    kernel<<<static_cast<unsigned>(shape.blocks), shape.threads, shape.shared_bytes, stream>>>(arguments...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
+
+inline Queue current_queue(int32_t device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return {static_cast<cudaStream_t>(stream)};
+}
+
+inline Device device_numbers(int32_t device) {
+  const auto number = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+    return int64_t{value};
+  };
+  return {number(cudaDevAttrMultiProcessorCount), number(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          number(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+}
+
+// Whether the user allowed TF32 (torch.set_float32_matmul_precision("high"), say): as PyTorch's own products do, by the
+// mode in which it hands out cuBLAS's handle.
+inline bool tf32_is_allowed() {
+  constexpr int kTf32 = 3;  // CUBLAS_TF32_TENSOR_OP_MATH
+  void* handle = nullptr;
+  int mode = 0;
+  TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
+  STD_TORCH_CHECK(cublasGetMathMode(handle, &mode) == 0, "cuBLAS does not tell its mode");
+  return mode == kTf32;
+}
+
+}  // namespace sgdkern
