@@ -99,8 +99,16 @@ def test_resuming_needs_no_settings_and_takes_no_others(tmp_path: Path) -> None:
     assert call("run", "--resume", "--out", folder)[0] == 0
     assert (folder / "history.jsonl").read_bytes() == before
     code, _, errors = call("run", "--resume", "--out", folder, "--lr", 0.2)
-    assert code != 0
+    assert code == 2
     assert "lr=0.2 (was 0.05)" in errors
+
+
+@pytest.mark.parametrize("options", [["--device", "nonsense"], ["--resume"], ["--resume", "--overwrite"]])
+def test_what_does_not_fit_the_machine_or_the_folder_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
+    code, _, errors = call("run", *QUICK, "--out", tmp_path / "run", *options)
+    assert code == 2
+    assert errors.startswith("error: run: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_place_each_run_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +255,10 @@ def test_a_disagreement_is_a_finding(user_module: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("seconds", "failure"), [(0.25, None), (None, "out of memory")])
 def test_bench(monkeypatch: pytest.MonkeyPatch, seconds: float | None, failure: str | None) -> None:
-    def measured(workload: str, method: str, *, threads: int) -> Measurement:
+    def measured(workload: str, method: str, **options: object) -> Measurement:
         if method == FLOOR:
-            return Measurement(workload, method, seconds=0.1, peak_mib=1.0)
-        return Measurement(workload, method, seconds=seconds, peak_mib=2.0, failure=failure)
+            return Measurement(workload, method, "gradient", num_samples=4, seconds=0.1, peak_mib=1.0)
+        return Measurement(workload, method, num_samples=4, seconds=seconds, peak_mib=2.0, failure=failure)
 
     monkeypatch.setattr("sgdkern.benchmark.measure_apart", measured)
     name = next(iter(METHODS))
@@ -260,6 +268,7 @@ def test_bench(monkeypatch: pytest.MonkeyPatch, seconds: float | None, failure: 
     assert [row["method"] for row in rows] == [FLOOR, name]
     assert rows[1]["ratio_to_floor"] == (None if seconds is None else 2.5)
     assert call("bench", "--workload", "narrow", "--method", name, "--no-operations")[0] == 0
+    assert "allowed" in call("bench", "--workload", "narrow", "--method", name, "--memory")[1]
 
 
 @pytest.mark.parametrize("option", ["--workload", "--method"])
