@@ -4,13 +4,22 @@ Copies land when they are waited for, shared memory begins as NaN; where warps d
 instruction, the stand-in says so.
 """
 
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from native import dev_module
+from native import ROOT, dev_module
 from test_ops import COMPENSATED_TF32_LOSS, ORACLES, assert_accurate, factors, samples
+from torch.utils._pytree import tree_map_only
 
-from sgdkern.ops import gram, patch_gram
+from sgdkern.ops import OPS, gram, patch_gram
+
+GPU_BENCHMARK = ROOT / "benchmarks" / "gpu.py"
 
 # Multiprocessors, bytes of shared memory of a block and of a multiprocessor (CUDA C++ Programming Guide, technical
 # specifications by compute capability).
@@ -286,3 +295,77 @@ def test_the_stand_in_shows_faults():
     ]:
         with pytest.raises(RuntimeError, match=text):
             getattr(native, fault)()
+
+
+def check_fields(document):
+    assert document["machine"]["gpu"].startswith("none")
+    assert {(row["operation"], row["dtype"]) for row in document["parity"]} == {
+        (name, str(dtype).removeprefix("torch.")) for name, op in OPS.items() for dtype in op.dtypes
+    }
+    assert all(row["error"] <= 2 * row["reference_error"] + 1e-6 for row in document["parity"])
+    timed = {(row["operation"], row["arithmetic"]) for row in document["operations"]}
+    assert timed == {(name, kind) for name in OPS for kind in ("float32", "tf32", "bfloat16", "float64")}
+
+
+@pytest.fixture
+def gpu_benchmark():
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", GPU_BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gpu_benchmark_s_steps_run(gpu_benchmark):
+    """On the CPU, on operations' samples: that every step runs and every field is there; the times mean nothing."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    gpu_benchmark.run_samples(torch.device("cpu"))
+    check_fields(json.loads(json.dumps(gpu_benchmark.measure(torch.device("cpu")))))
+    assert torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+@pytest.mark.parametrize(("arguments", "text"), [([], "sees no CUDA device"), (["--device", "cpu"], "Name a file")])
+def test_the_gpu_benchmark_claims_nothing_without_a_gpu(gpu_benchmark, arguments, text, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    with pytest.raises(SystemExit, match=text):
+        gpu_benchmark.main()
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_from_end_to_end(tmp_path):
+    output = tmp_path / "gpu.json"
+    command = [sys.executable, str(GPU_BENCHMARK), "--device", "cpu", "--output", str(output)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    document = json.loads(output.read_text())
+    check_fields(document)
+    assert document["tests"].startswith("skipped")
+    assert set(document["sanitizer"]) == {"memcheck", "racecheck", "synccheck", "initcheck"}
+
+
+@pytest.mark.gpu
+def test_float32_is_compensated_unless_the_user_allowed_tf32():
+    args = tree_map_only(torch.Tensor, torch.Tensor.cuda, factors(200, (300, 64)))
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    try:
+        results = []
+        for allow in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allow
+            results.append(gram(*args))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    on_cpu = factors(200, (300, 64))
+    assert_accurate(gram, on_cpu, results[0].cpu(), COMPENSATED_TF32_LOSS)
+    assert_accurate(gram, on_cpu, results[1].cpu(), TF32_LOSS)
+    assert not torch.equal(*results)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def test_gpu_runs_clean(tool):
+    program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if program is None:
+        pytest.skip("compute-sanitizer is not installed")
+    command = [program, "--tool", tool, "--error-exitcode", "1", sys.executable, str(GPU_BENCHMARK)]
+    done = subprocess.run([*command, "--only", "samples"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
