@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Groups are formed by the mean margin over this range of the logarithm of the step to either side: a few records decide
-# better than one (docs/phases.md).
-_BLUR = 0.3
+# Groups are formed by the mean margin over this range of the logarithm of the step to either side: what a network holds
+# of a label at one record alone comes and goes, above all where it cannot learn much (docs/decisions/0035).
+_AROUND = 0.6
 # Margins are divided by their median size, then clipped here: one record with huge margins must not decide alone.
 _CLIP = 3.0
 
@@ -20,17 +20,20 @@ class Division:
 
     Attributes:
         contradicted: The samples whose given label the network contradicts at that moment, boolean [N].
-        contradiction: Median size of the contradicted samples' margins over that of the others': far below 1 where the
+        window: Index of the records around that moment, [W].
+        strength: Median size of the contradicted samples' margins over that of the others': far below 1 where the
             contradicted samples are merely not learned yet.
-        constancy: Share of the contradicted samples' predictions around that moment that are the same as at it; None
-            without predictions.
+        steadiness: How much oftener than by chance a contradicted sample is given the same answer at two of these
+            records, 1 for always, 0 for by chance.
         unlearned: Share of the samples that are not contradicted whose label is not fitted, at each record, [T].
-        memorised: Share of the contradicted samples whose given label is fitted, at each record, [T].
+        memorised: Share of the contradicted samples whose given label is fitted, at each record, [T]; each counts by
+            how strongly it is contradicted, so that samples that are merely hard count little.
     """
 
     contradicted: NDArray[np.bool_]
-    contradiction: float
-    constancy: float | None
+    window: NDArray[np.int64]
+    strength: float
+    steadiness: float
     unlearned: NDArray[np.float64]
     memorised: NDArray[np.float64]
 
@@ -57,7 +60,7 @@ class LearningOrder:
     Args:
         steps: Steps of the records, [T].
         margins: Logit of the given label minus the largest other logit, [T, N].
-        predictions: Predicted classes, [T, N], where they were kept.
+        predictions: Predicted classes, [T, N].
 
     Attributes:
         steps: As given.
@@ -70,7 +73,7 @@ class LearningOrder:
         self,
         steps: NDArray[np.int64],
         margins: NDArray[np.float32],
-        predictions: NDArray[np.int64] | None = None,
+        predictions: NDArray[np.int64],
     ) -> None:
         self.steps = steps
         positive = margins > 0
@@ -81,10 +84,8 @@ class LearningOrder:
         self._margins = margins
         self._predictions = predictions
 
-    def fitted_labels(self) -> NDArray[np.int64] | None:
-        """Read the given labels of all samples that were ever fitted off the predictions; None without these."""
-        if self._predictions is None:
-            return None
+    def fitted_labels(self) -> NDArray[np.int64]:
+        """Read the given labels of all samples that were ever fitted off the predictions."""
         positive = self._margins > 0
         ever = np.flatnonzero(positive.any(0))
         labels: NDArray[np.int64] = self._predictions[positive.argmax(0)[ever], ever].astype(np.int64)
@@ -102,29 +103,49 @@ class LearningOrder:
         clock = np.log(np.maximum(self.steps, 0.5))
         distance = np.abs(clock - np.log(max(step, 0.5)))
         centre = int(distance.argmin())
-        window = np.union1d(np.flatnonzero(distance <= _BLUR), np.arange(max(centre - 1, 0), centre + 2))
+        window = np.union1d(np.flatnonzero(distance <= _AROUND), np.arange(max(centre - 1, 0), centre + 2))
         window = window[window < len(clock)]
         margins = self._margins[window].astype(np.float64)
         size = np.maximum(np.median(np.abs(margins), axis=1, keepdims=True), np.finfo(np.float64).tiny)
         mean = np.clip(margins / size, -_CLIP, _CLIP).mean(0)
         contradicted = mean <= 0
-        constancy = None
-        if self._predictions is not None and contradicted.any():
-            around = self._predictions[window][:, contradicted]
-            constancy = float((around == self._predictions[centre][contradicted]).mean())
         return Division(
             contradicted=contradicted,
-            contradiction=_median(-mean[contradicted]) / max(_median(mean[~contradicted]), 1e-12),
-            constancy=constancy,
-            unlearned=1.0 - _share(self.fitted, ~contradicted),
-            memorised=_share(self.fitted, contradicted),
+            window=window,
+            strength=_median(-mean[contradicted]) / max(_median(mean[~contradicted]), 1e-12),
+            steadiness=agreement(self._predictions[window][:, contradicted]),
+            unlearned=1.0 - _share(self.fitted, (~contradicted).astype(np.float64)),
+            memorised=_share(self.fitted, np.maximum(-mean, 0.0)),
         )
+
+
+def agreement(answers: NDArray[np.int64]) -> float:
+    """Chance-corrected agreement of several records on the samples' classes, Fleiss' κ = (P̄ − P_e) / (1 − P_e).
+
+    P̄ is the share of pairs of records that agree on a sample, P_e the sum of the classes' squared frequencies.
+
+    Args:
+        answers: Predicted classes, [W, n].
+
+    Returns:
+        At most 1; 0 where the records agree no more than by chance, or there are fewer than two records or samples.
+
+    Reference:
+        Fleiss, "Measuring nominal scale agreement among many raters" (1971), equations 3 to 7.
+    """
+    records, samples = answers.shape
+    if records < 2 or samples < 2:
+        return 0.0
+    counts = np.stack([(answers == answer).sum(0) for answer in np.unique(answers)]).astype(np.float64)
+    agree = float(((counts**2).sum(0) - records).mean()) / (records * (records - 1))
+    chance = float(((counts.mean(1) / records) ** 2).sum())
+    return (agree - chance) / (1.0 - chance) if chance < 1.0 else 0.0
 
 
 def _median(values: NDArray[np.float64]) -> float:
     return float(np.median(values)) if len(values) else 0.0
 
 
-def _share(fitted: NDArray[np.bool_], group: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of a group's samples that are fitted, at each record; of an empty group none."""
-    return fitted[:, group].mean(1, dtype=np.float64) if group.any() else np.zeros(len(fitted))
+def _share(fitted: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted share of the samples that are fitted, at each record; of an empty group none."""
+    return fitted @ (weights / max(float(weights.sum()), np.finfo(np.float64).tiny))

@@ -10,14 +10,14 @@ from sgdkern.history import History
 from sgdkern.learning_order import Division, LearningOrder, running_median
 from sgdkern.levels import alternating_levels
 
-# Of the fall of the others' error, and of the rise of the contradicted samples' memorised share. They follow the .10
-# and .15 of the test error that define the truth; on the development half .12 did best, .10 to .15 differ by .004.
-LEARNED, MEMORISED = 0.10, 0.12
+# Of the fall of the others' error, and of the rise of the contradicted samples' memorised share. The first is the
+# truth's own; of the second .05 and .06 differ by .001 on the development runs.
+LEARNED, MEMORISED = 0.10, 0.06
 _TRAINED = 0.01  # training error that ends phase III, the truth's own definition
 NEARLY_TRAINED = 0.05  # σ_λ² that rises earlier than this is not phase IV
 # Before a run is nearly trained, a pause in learning can look like a phase II. Pauses on the development half lasted at
 # most a factor of 1.5 in steps, but for two that ended with σ_λ² rising; phases II at least 2.2 (pair noise: 1.3).
-LASTING, _BRIEF, _STEADY = 2.0, 1.25, 0.1
+LASTING, _STEADY = 2.0, 0.1
 _FALLEN = 0.30  # of the maximum of A: finds the same moment where no training error was kept
 _BALANCE, _OPPOSED = 2.0, -0.5  # of A0_c / A0_w and of R_cw, for known groups
 _GRID = 80  # points over which log σ_λ² is laid, evenly in the logarithm of the step
@@ -82,25 +82,21 @@ def given_dates(history: History, order: LearningOrder | None) -> Dates:
     return Dates(t12, float(steps[aligned[0]]) if len(aligned) else np.inf, trained_step(history, order))
 
 
-def has_lasted(history: History, t12: float, t23: float, *, trained: bool) -> bool:
-    """Say whether what ends at T23 is a phase II rather than a pause in learning.
+def has_lasted(history: History, dates: Dates) -> bool:
+    """Say whether what ends at T23 is a phase II rather than a pause in learning, in a run that goes on.
 
     Args:
         history: Records with `sigma_lambda2`, up to some time after T23.
-        t12: Its first step.
-        t23: Its last step.
-        trained: Whether the run is nearly trained: then all is seen, and less is asked for.
+        dates: T12 and T23.
 
     Returns:
-        Whether it lasted for a factor of 1.25 in steps; before the run is trained for a factor of 2, and σ_λ² has not
-        risen since.
+        Whether it has ended, lasted for a factor of 2 in steps, and σ_λ² has not risen since.
     """
-    lasted = t23 / max(t12, 1.0)
-    if trained or lasted < LASTING:
-        return trained and lasted >= _BRIEF
-    within = (history.steps >= t12) & (history.steps <= t23)
+    if not np.isfinite(dates.t23) or dates.t23 < LASTING * max(dates.t12, 1.0):
+        return False
+    within = (history.steps >= dates.t12) & (history.steps <= dates.t23)
     curve = np.log(np.maximum(history.column("sigma_lambda2"), np.finfo(np.float64).tiny))
-    return bool(np.median(curve[history.steps > t23]) <= np.median(curve[within]) + _STEADY)
+    return bool(np.median(curve[history.steps > dates.t23]) <= np.median(curve[within]) + _STEADY)
 
 
 def trained_step(history: History, order: LearningOrder | None) -> float:
@@ -148,19 +144,20 @@ def first_scored_step(history: History) -> float:
     return max(1.0, _EPOCH_SHARE * per_epoch)
 
 
-def date_by_division(order: LearningOrder, division: Division, centre: float) -> tuple[float, float]:
+def date_by_division(order: LearningOrder, division: Division, centre: float, *, begin: float = 1.0) -> Dates:
     """Date phase II by the samples that the network contradicts within it, and by the others.
 
     T12 is the first of the records before t_c from which the others' error stays below e + .10 (e_0 − e), with e its
-    smallest value up to t_c; T23 the last after t_c up to which the memorised share stays below m + .12 (1 − m).
+    smallest value up to t_c; T23 the last after t_c up to which the memorised share stays below m + .06 (1 − m).
 
     Args:
         order: The margins.
         division: The groups.
         centre: t_c, in steps.
+        begin: Step before which no phase begins.
 
     Returns:
-        T12 and T23, in steps; T23 is infinite where the memorised share never rises.
+        T12 and T23, in steps; T23 is infinite where the memorised share never rises. T34 is not dated.
     """
     steps = order.steps
     middle = int(np.abs(np.log(np.maximum(steps, 0.5)) - np.log(max(centre, 0.5))).argmin())
@@ -171,5 +168,6 @@ def date_by_division(order: LearningOrder, division: Division, centre: float) ->
     free = memorised <= max(base + MEMORISED * (1.0 - base), float(memorised[middle]))
     before = np.flatnonzero(~learned[:middle])
     after = np.flatnonzero(~free[middle:])
-    t12 = float(steps[before[-1] + 1]) if len(before) else float(steps[0])
-    return t12, float(steps[middle + after[0] - 1]) if len(after) else np.inf
+    t12 = float(steps[before[-1] + 1]) if len(before) else 0.0
+    t23 = float(steps[middle + after[0] - 1]) if len(after) else np.inf
+    return Dates(max(t12, begin), max(t23, begin), np.inf)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sgdkern.history import History, Record
-from sgdkern.phase_dates import date_by_division, has_lasted, level_dates, trained_step
+from sgdkern.phase_dates import Dates, has_lasted, level_dates, trained_step
 from sgdkern.phase_judgement import judge, learning_order_of
 from sgdkern.phases import FOUR, TWO, label_phases
 
@@ -102,19 +102,12 @@ class PhaseDetector:
 
     def _leaves_second(self) -> tuple[str, float] | None:
         order = learning_order_of(self._history)
-        dates = level_dates(self._history, order)
-        if order is None or dates is None:
+        witness = level_dates(self._history, order)
+        if order is None or witness is None:
             return None
-        found = judge(self._history, order, dates.centre(order.steps[-1]))
-        first, past = date_by_division(order, found.division, found.centre)
-        if (
-            found.wrong
-            and not found.weak
-            and np.isfinite(past)
-            and has_lasted(self._history, first, past, trained=False)
-        ):
-            return "III", past
-        return None
+        found = judge(self._history, order, witness)
+        lasted = has_lasted(self._history, Dates(found.t12, found.t23, np.inf))
+        return ("III", found.t23) if found.wrong and not found.weak and lasted else None
 
     def _leaves_third(self) -> tuple[str, float] | None:
         step = trained_step(self._history, learning_order_of(self._history))

@@ -5,26 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sgdkern.history import History
 from sgdkern.learning_order import Division, LearningOrder
+from sgdkern.phase_dates import Dates, date_by_division, first_scored_step
 
-# What tells the verdicts apart on the development half of the runs (docs/phases.md, "Verdicts").
-_CONTRADICTION = 0.33  # clean data: at most .28; wrong labels: at least .38
-_HARD_SHARE, _WORSE_THAN_CHANCE = 0.45, 0.36  # hard clean data: at most .35; wrong labels: at least .37
-EXCESS, _WEAK_EXCESS, _CONSTANCY = 0.05, 0.11, 0.7  # noise rate .9: excess at most .04, or .09 and constancy .66
-# Losses are averaged over records within this factor of t_c, as margins are.
-_AROUND = 1.35
+# What tells the verdicts apart on the development runs (docs/phases.md, "Verdicts").
+_CONTRADICTION = 0.26  # strength times steadiness; clean digits and MNIST: at most .22, wrong labels: at least .32
+_HARD_SHARE, _WORSE_THAN_CHANCE = 0.45, 0.335  # clean CIFAR-10: at most .32; with wrong labels: at least .35
+_STEADINESS, _WEAK_EXCESS = 0.46, 0.15  # rate .9: at most .43 and .11; rates up to .7: at least .49, or more excess
+EXCESS = 0.05
+# How often t_c is placed anew by the dates that it led to. The first, by the levels of σ_λ², is early on images that
+# the network cannot learn; a third time gains nothing.
+_REPLACED = 2
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the samples say around the middle of phase II, as the levels of σ_λ² place it.
+    """What the samples say around the middle of phase II, first as the levels of σ_λ² place it, then as they do.
 
     Attributes:
         centre: t_c in steps.
         division: The groups formed there.
+        t12: Step at which they date the begin of phase II.
+        t23: Step at which they date its end; infinity where it lasts.
         share: Share of the labels that the network contradicts.
         wrong: Whether the contradicted labels look wrong, rather than hard to learn.
         weak: Whether the network had learned too little at t_c for a phase II to speak of.
@@ -33,78 +37,81 @@ class Judgement:
 
     centre: float
     division: Division
+    t12: float
+    t23: float
     share: float
     wrong: bool
     weak: bool
     majority: float
 
 
-def judge(history: History, order: LearningOrder, centre: float) -> Judgement:
-    """Divide the samples at t_c and say what the division looks like.
+def judge(history: History, order: LearningOrder, witness: Dates) -> Judgement:
+    """Divide the samples at t_c, date phase II by them, and say what the division looks like.
 
     Args:
         history: The records.
         order: Their margins.
-        centre: t_c, in steps.
+        witness: The levels of σ_λ², which place t_c first.
 
     Returns:
         The judgement.
     """
-    division = order.divide(centre)
+    last = float(order.steps[-1])
+    dates = witness
+    for _ in range(1 + _REPLACED):
+        centre = dates.centre(last)
+        division = order.divide(centre)
+        dates = date_by_division(order, division, centre, begin=first_scored_step(history))
     share = float(division.contradicted.mean())
     majority = _majority(history, order)
     excess = 1.0 - share - majority
     return Judgement(
         centre=centre,
         division=division,
+        t12=dates.t12,
+        t23=dates.t23,
         share=share,
-        wrong=_wrong_rather_than_hard(history, division, share, centre),
-        weak=excess < EXCESS or (excess < _WEAK_EXCESS and (division.constancy or 0.0) < _CONSTANCY),
+        wrong=_wrong_rather_than_hard(history, order, division, share),
+        weak=excess < EXCESS or (excess < _WEAK_EXCESS and division.steadiness < _STEADINESS),
         majority=majority,
     )
 
 
-def _wrong_rather_than_hard(history: History, division: Division, share: float, centre: float) -> bool:
+def _wrong_rather_than_hard(history: History, order: LearningOrder, division: Division, share: float) -> bool:
     """Tell labels that the network contradicts from samples that it has not learned yet."""
-    # A sample that is merely hard keeps a small margin. On data of which the network learns less than half, margins
-    # alone do not tell: a hard sample's label is then still likelier than chance, a wrong label is not.
-    if division.contradiction < _CONTRADICTION:
+    # A sample that is merely hard keeps a small margin and is answered now so, now so. On data of which the network
+    # learns less than half that does not tell: a hard sample's label is then still likelier than chance.
+    if division.strength * division.steadiness < _CONTRADICTION:
         return False
-    num_classes = _num_classes(history)
-    if share <= _HARD_SHARE or num_classes is None or not any(record.losses is not None for record in history):
+    if share <= _HARD_SHARE or not any(record.losses is not None for record in history):
         return True
     rows, losses = history.per_sample("losses")
-    nearest = np.abs(np.log(np.maximum(history.steps[rows], 0.5) / max(centre, 0.5))) <= np.log(_AROUND)
-    if not nearest.any():
+    near = np.isin(history.steps[rows], order.steps[division.window])
+    if not near.any():
         return True
-    mean = losses[nearest][:, division.contradicted].astype(np.float64).mean(0)
-    return bool((mean > np.log(num_classes)).mean() >= _WORSE_THAN_CHANCE)
+    mean = losses[near][:, division.contradicted].astype(np.float64).mean(0)
+    return bool((mean > np.log(_num_classes(history))).mean() >= _WORSE_THAN_CHANCE)
 
 
 def learning_order_of(history: History) -> LearningOrder | None:
-    """Gather the margins (and predictions) of a history; None where none were kept."""
+    """Gather the margins and predictions of a history; None where none were kept."""
     if not any(record.margins is not None for record in history):
         return None
     rows, margins = history.per_sample("margins")
-    kept = all(history.records[row].predictions is not None for row in rows)
-    predictions = np.stack([history.records[row].predictions for row in rows]) if kept else None
-    return LearningOrder(history.steps[rows], margins, predictions)
-
-
-def _labels(history: History, order: LearningOrder) -> NDArray[np.int64] | None:
-    """Given labels: from the header, or the predictions at each sample's last positive margin."""
-    if "given_labels" in history.header:
-        return np.asarray(history.header["given_labels"], dtype=np.int64)
-    return order.fitted_labels()
+    predictions = [history.records[row].predictions for row in rows]
+    if any(answers is None for answers in predictions):
+        return None
+    return LearningOrder(history.steps[rows], margins, np.stack(predictions))
 
 
 def _majority(history: History, order: LearningOrder) -> float:
     """Share of the most frequent given label, which a network fits that has learned nothing else."""
-    labels = _labels(history, order)
-    return 0.0 if labels is None or not len(labels) else float(np.bincount(labels).max()) / len(labels)
+    labels = np.asarray(history.header.get("given_labels", order.fitted_labels()), dtype=np.int64)
+    return float(np.bincount(labels).max()) / len(labels) if len(labels) else 0.0
 
 
-def _num_classes(history: History) -> int | None:
-    if "given_labels" in history.header:
-        return int(np.max(history.header["given_labels"])) + 1
-    return max((int(np.max(r.predictions)) + 1 for r in history if r.predictions is not None), default=None)
+def _num_classes(history: History) -> int:
+    known = history.header.get("given_labels")
+    if known is not None:
+        return int(np.max(known)) + 1
+    return max(int(np.max(record.predictions)) + 1 for record in history if record.predictions is not None)

@@ -5,7 +5,8 @@ The rule (docs/phases.md tells how it was chosen, on which runs, and how it fare
 1. The four levels low, high, low, high of log σ_λ² over the logarithm of the step tell where phase II lies, without any
    threshold; t_c = √(T12 T23) of that fit is well inside it.
 2. At t_c the samples are divided into those whose given label the network contradicts and the others. T12 is where the
-   others are learned but for a tenth, T23 where an eighth of the contradicted have come to be memorised.
+   others are learned but for a tenth, T23 where 6 % of the contradicted have come to be memorised, each counted by how
+   strongly it was contradicted. √(T12 T23) places t_c anew, twice.
 3. T34 is where the training error falls to 1 %.
 """
 
@@ -25,7 +26,6 @@ from sgdkern.phase_dates import (
     LEARNED,
     NEARLY_TRAINED,
     Dates,
-    date_by_division,
     given_dates,
     has_lasted,
     level_dates,
@@ -135,13 +135,11 @@ def label_phases(history: History, *, groups: Groups = "auto") -> Phases:
 
 def _by_blind_groups(history: History, order: LearningOrder, witness: Dates) -> Phases:
     """Divide the samples at the t_c of σ_λ², judge the division, date the phases by it."""
-    found = judge(history, order, witness.centre(order.steps[-1]))
+    found = judge(history, order, witness)
     memorised = float(found.division.memorised[-1])
     left = float(running_median(order.training_error, 5).min())
     if 1.0 - left - found.majority < EXCESS:
         return Phases(verdict=NOT_ENOUGH, reason="the network has not yet learned more than the most frequent label.")
-    if not found.wrong:
-        return _two_phases(history, order.training_error, order.steps, witness)
     if found.weak and left > _FITTED:
         return Phases(verdict=NOT_ENOUGH, reason="the network has learned little and memorised little so far.")
     if found.weak:
@@ -150,17 +148,15 @@ def _by_blind_groups(history: History, order: LearningOrder, witness: Dates) -> 
             "the labels and fits hardly more than the most frequent one: it memorises without having generalised."
         )
         return Phases(verdict=NO_PHASE_II, reason=reason)
-    first, past = date_by_division(order, found.division, found.centre)
-    trained = left <= NEARLY_TRAINED
-    lasted = np.isfinite(past) and has_lasted(history, first, past, trained=trained)
-    if trained and memorised >= _BEGUN and not lasted:
+    if not found.wrong:
         return _two_phases(history, order.training_error, order.steps, witness)
-    if memorised >= _BEGUN and lasted:
+    dates = Dates(found.t12, found.t23, np.inf)
+    if memorised >= _BEGUN and (left <= NEARLY_TRAINED or has_lasted(history, dates)):
         reason = f"the network contradicts {found.share:.0%} of the labels for a time and then memorises them."
-        return _assemble(history, Dates(first, past, trained_step(history, order)), FOUR, reason, witness)
-    if memorised < _BEGUN and order.steps[-1] >= LASTING * max(first, 1.0):
-        reason = f"phase II lasts since step {first:.0f}; {memorised:.0%} of the contradicted labels are memorised."
-        return _assemble(history, Dates(first, np.inf, np.inf), NOT_ENOUGH, reason, witness)
+        return _assemble(history, Dates(found.t12, found.t23, trained_step(history, order)), FOUR, reason, witness)
+    if memorised < _BEGUN and order.steps[-1] >= LASTING * max(found.t12, 1.0):
+        reason = f"phase II lasts since step {found.t12:.0f}; {memorised:.0%} of the contradicted labels are memorised."
+        return _assemble(history, Dates(found.t12, np.inf, np.inf), NOT_ENOUGH, reason, witness)
     return Phases(verdict=NOT_ENOUGH, reason="the network has only just learned the samples that it can.")
 
 

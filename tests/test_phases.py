@@ -144,15 +144,15 @@ def test_a_division_follows_the_signs_of_the_margins_around_its_moment():
     assert division.contradicted.tolist() == [False, True]
     assert division.memorised.tolist() == [0, 0, 0, 0, 1]
     assert division.unlearned.tolist() == [0] * 5
-    assert division.contradiction == 1.0
-    assert division.constancy == 1.0
+    assert division.window.tolist() == [1, 2, 3]
+    assert division.strength == 1.0
     assert order.training_error.tolist() == [0.5] * 4 + [0.0]
     assert order.fitted_labels().tolist() == [0, 2]
 
 
 def test_a_single_record_that_differs_is_smoothed_away():
     margins = np.array([[1], [1], [-1], [1], [1]], dtype=np.float32)
-    assert LearningOrder(np.arange(5), margins).fitted.all()
+    assert LearningOrder(np.arange(5), margins, np.zeros((5, 1), dtype=int)).fitted.all()
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.4, 0.6, 0.7])
