@@ -4,21 +4,25 @@
 the compiled operations against the machine's matrix product rate.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sgdkern.benchmark.measurement import FLOOR, Measurement, machine, measure_apart
-from sgdkern.benchmark.methods import METHODS
+from sgdkern.benchmark.machine import machine
+from sgdkern.benchmark.measurement import FLOOR, Effort, Measurement, measure_apart
+from sgdkern.benchmark.methods import MEMORY_METHODS, METHODS
 from sgdkern.benchmark.operations import OperationSpeed, operation_speeds
 from sgdkern.benchmark.workloads import WORKLOADS
 
 __all__ = [
     "FLOOR",
+    "MEMORY_METHODS",
     "METHODS",
     "QUICK",
     "WORKLOADS",
     "Benchmark",
+    "Effort",
     "Measurement",
     "OperationSpeed",
     "benchmark",
@@ -26,6 +30,8 @@ __all__ = [
     "operation_speeds",
 ]
 
+# No measurement may take more than this part of the time for all.
+_SHARES = 8
 QUICK = ("narrow", "medium", "cnn", "transformer")
 
 
@@ -49,8 +55,11 @@ class Benchmark:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values with the machine's description, for JSON."""
-        rows = [asdict(m) | {"ratio_to_floor": self.ratio(m)} for m in self.measurements]
-        return {"schema_version": 1, "machine": machine(), "threads": self.threads, "measurements": rows}
+        rows = [
+            asdict(m) | {"ratio_to_floor": self.ratio(m), "share_of_ceiling": m.share_of_ceiling}
+            for m in self.measurements
+        ]
+        return {"schema_version": 2, "machine": machine(), "threads": self.threads, "measurements": rows}
 
 
 def benchmark(
@@ -58,7 +67,9 @@ def benchmark(
     *,
     methods: Sequence[str] | None = None,
     threads: int = 1,
-    progress: Callable[[str, str], None] | None = None,
+    effort: Effort | None = None,
+    within: float = float("inf"),
+    progress: Callable[[str, float], None] | None = None,
 ) -> Benchmark:
     """Time methods on workloads, each pair in a process of its own.
 
@@ -66,7 +77,9 @@ def benchmark(
         workloads: Names in `WORKLOADS`.
         methods: Names in `METHODS`; None for all that are installed. The floor is always measured.
         threads: PyTorch's number of threads.
-        progress: Called with workload and method before each.
+        effort: How long one measurement may take.
+        within: Seconds for everything: what is then not done is a row that says so, and what runs is ended.
+        progress: Called before each measurement with what it is, and the share that is done.
 
     Returns:
         The measurements.
@@ -78,10 +91,22 @@ def benchmark(
     for kind, names, known in [("workload", workloads, list(WORKLOADS)), ("method", chosen, list(METHODS))]:
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"benchmark: {kind} must be one of {known}, got {unknown[0]!r}.")
-    measurements = []
-    for workload in workloads:
-        for method in [FLOOR, *chosen]:
-            if progress is not None:
-                progress(workload, method)
-            measurements.append(measure_apart(workload, method, threads=threads))
+    pairs = [(workload, method) for workload in workloads for method in (FLOOR, *chosen)]
+    measurements: list[Measurement] = []
+    effort, end = effort or Effort(), time.monotonic() + within
+    for done, (workload, method) in enumerate(pairs):
+        if progress is not None:
+            progress(f"{workload}: {method}", done / len(pairs))
+        measurements.append(_within(end, within / _SHARES, workload, method, threads, effort))
+        if method == FLOOR:
+            effort = replace(effort, ceiling=measurements[-1].ceiling_gflops)
     return Benchmark(threads, tuple(measurements))
+
+
+def _within(end: float, one: float, workload: str, method: str, threads: int, effort: Effort) -> Measurement:
+    """One measurement, if there is time for it before the end, of at most so many seconds."""
+    left = end - time.monotonic()
+    if left > 1:
+        return measure_apart(workload, method, threads=threads, effort=effort, seconds=min(left, one, 3600.0))
+    quantity = METHODS[method].quantity if method in METHODS else "gradient"
+    return Measurement(workload, method, quantity, failure="not run: the time is up")

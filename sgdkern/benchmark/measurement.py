@@ -1,29 +1,47 @@
 """Times one method on one workload in a process of its own: correct first, then time and memory."""
 
 import multiprocessing
-import platform
-import resource
-import statistics
-import sys
-import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sgdkern.benchmark.methods import METHODS, forward_backward, loop_gradients
+from sgdkern.benchmark import peers as peers  # fills METHODS
+from sgdkern.benchmark.methods import METHODS, Method, forward_backward
+from sgdkern.benchmark.oracle import CHECKED_SAMPLES, ERRORS, truth
+from sgdkern.benchmark.timing import PeakMemory, available_mib, median_seconds, seconds_of
+from sgdkern.benchmark.work import ceiling_gflops, useful_flops
 from sgdkern.benchmark.workloads import WORKLOADS, Problem
 
 FLOOR = "forward + backward"
-FLOOR_BATCHES = (4096, 256, 64)
-CHECKED_SAMPLES = 4
-LARGEST_ERROR = (
-    1e-3  # of the largest entry: float32 methods agree to 1e-5; above this the method computes something else
-)
+# All samples at once, and batches whose activations stay in a cache.
+FLOOR_BATCHES = (4096, 512, 128, 32)
+# Of the largest entry: float32 methods agree to 1e-5; above this the method computes something else.
+LARGEST_ERROR = 1e-3
+# A method that holds explicit gradients is first run on so many samples that these take this much.
+SOME_GRADIENTS_MIB = 256
+# What such a method takes above its gradients, seen in runs: the products' operands are made contiguous, or summed.
+MEMORY_FACTOR = 1.7
+# A first run that takes longer is the measurement: warming up would not show.
+LONG_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long measuring may take.
+
+    Attributes:
+        limit: Seconds that one run may take where it can be told before; what takes longer is bounded from below.
+        budget: Seconds over which a short run is repeated.
+        ceiling: Rate of a square matrix product, 10^9 operations a second, where it has been measured; None to do so.
+    """
+
+    limit: float = 30.0
+    budget: float = 2.0
+    ceiling: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,141 +51,193 @@ class Measurement:
     Attributes:
         workload: Its name.
         method: Its name.
-        seconds: The median over `repeats` runs after one that warms up.
+        quantity: What was asked for.
+        num_samples: N.
+        num_params: P.
+        seconds: The median over `repeats` runs after those that warm up.
+        first_seconds: The first run with all samples, layers studied and buffers made.
         repeats: How many runs.
-        is_lower_bound: Whether it was run on a few samples and scaled up, without the products of the gradients.
-        peak_mib: By how much the process grew while it ran, MiB; for few samples, their share only.
-        error: Largest difference from plain autograd over a block of K, relative to its largest entry.
+        is_lower_bound: Whether it was run on some of the samples only: its time is scaled up, and so many plain
+            products of gradients as are missing are added at the rate of a square matrix product.
+        peak_mib: By how much the process grew at its peak, MiB; for a lower bound, what its gradients take.
+        error: Largest difference from float64 autograd on a few samples, relative to the largest entry.
+        useful_flops: Operations that no method can leave out.
+        ceiling_gflops: Rate of a square float32 product in the same run, 10^9 operations a second.
         failure: Why there is no time, None where there is one.
     """
 
     workload: str
     method: str
+    quantity: str = "K"
+    num_samples: int = 0
+    num_params: int = 0
     seconds: float | None = None
+    first_seconds: float | None = None
     repeats: int = 0
     is_lower_bound: bool = False
     peak_mib: float | None = None
     error: float | None = None
+    useful_flops: int | None = None
+    ceiling_gflops: float | None = None
     failure: str | None = None
 
-
-def median_seconds(run: Callable[[], object], *, at_least: int = 3, budget: float = 2.0) -> tuple[float, int]:
-    """Time a function: at least so many runs, then more while the budget lasts; long runs count once.
-
-    Args:
-        run: What to time; it has been run once before.
-        at_least: Runs that are wanted even when they take longer than the budget together.
-        budget: Seconds.
-
-    Returns:
-        The median in seconds, and the number of runs.
-    """
-    times: list[float] = []
-    while not times or (sum(times) < budget and len(times) < 50) or (len(times) < at_least and times[0] < budget):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), len(times)
+    @property
+    def share_of_ceiling(self) -> float | None:
+        """Useful operations a second, of those of a square matrix product."""
+        if self.seconds is None or self.useful_flops is None or self.ceiling_gflops is None:
+            return None
+        return self.useful_flops / self.seconds / self.ceiling_gflops / 1e9
 
 
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def _repeated(run: Callable[[], object], first: float, budget: float) -> tuple[float, int]:
+    return (first, 1) if first > LONG_SECONDS else median_seconds(run, budget=budget)
 
 
-def _few(problem: Problem, num_samples: int | None) -> Problem:
-    return replace(problem, inputs=problem.inputs[:num_samples], targets=problem.targets[:num_samples])
+def _floor(workload: str, problem: Problem, effort: Effort) -> Measurement:
+    """One forward and backward at the batch size that is fastest; its peak is that of one batch with all samples."""
+    sizes = [size for size in FLOOR_BATCHES if size < problem.num_samples]
+    forward_backward(problem.first(CHECKED_SAMPLES), CHECKED_SAMPLES)
+    memory = PeakMemory()
+    first = seconds_of(lambda: forward_backward(problem, problem.num_samples))
+    peak = memory.mib()
+    found = [median_seconds(lambda: forward_backward(problem, problem.num_samples), budget=effort.budget)]
+    for size in sizes:
+        forward_backward(problem, size)
+        found.append(median_seconds(lambda size=size: forward_backward(problem, size), budget=effort.budget))  # type: ignore[misc]
+    seconds, repeats = min(found)
+    return Measurement(
+        workload,
+        FLOOR,
+        "gradient",
+        problem.num_samples,
+        problem.num_params,
+        seconds=seconds,
+        first_seconds=first,
+        repeats=repeats,
+        peak_mib=peak,
+        useful_flops=useful_flops(problem, "gradient"),
+        ceiling_gflops=ceiling_gflops(),
+    )
 
 
-def _error(problem: Problem, result: Tensor) -> float:
-    """K's, or G's, distance from plain autograd on the first samples."""
-    some = _few(problem, CHECKED_SAMPLES)
-    rows = loop_gradients(some).double()  # a product over millions of parameters is off by 4e-5 in float32
-    truth = rows if result.shape[1] == rows.shape[1] else rows @ rows.T
-    difference = result[:CHECKED_SAMPLES, : truth.shape[1]] - truth
-    return float(difference.abs().max() / truth.abs().max())
+def _lower_bound(chosen: Method, problem: Problem, ceiling: float) -> float:
+    """Seconds that it takes at least: some samples, in proportion; missing products at the machine's own rate."""
+    gradients = sum(p.numel() * p.element_size() for p in problem.parameters)
+    some = min(problem.num_samples, max(16, min(512, SOME_GRADIENTS_MIB * 2**20 // gradients)))
+    few = problem.first(some)
+    seconds = min(seconds_of(lambda: chosen.run(few)) for _ in range(2))
+    missing = 2 * problem.num_samples * (problem.num_samples - some) * problem.num_params
+    return seconds * problem.num_samples / some + missing / ceiling / 1e9
 
 
-def measure(workload: str, method: str) -> Measurement:
+def _measured(workload: str, chosen: Method, problem: Problem, effort: Effort) -> Measurement:
+    true = truth(problem)
+    error = ERRORS[chosen.quantity]
+    row: dict[str, Any] = {
+        "workload": workload,
+        "method": chosen.name,
+        "quantity": chosen.quantity,
+        "num_samples": problem.num_samples,
+        "num_params": problem.num_params,
+    }
+    wrong = error(true, chosen.run(problem.first(CHECKED_SAMPLES)), True)
+    if not wrong <= LARGEST_ERROR:
+        return Measurement(**row, error=wrong, failure=f"wrong by {wrong:.1%}")
+    ceiling = effort.ceiling or ceiling_gflops()
+    row |= {"useful_flops": useful_flops(problem, chosen.quantity), "ceiling_gflops": ceiling}
+    if chosen.holds is not None:
+        least = chosen.least_mib(problem)
+        bound = _lower_bound(chosen, problem, ceiling)
+        if bound > effort.limit or MEMORY_FACTOR * least > available_mib():
+            return Measurement(
+                **row,
+                seconds=bound,
+                repeats=1,
+                is_lower_bound=True,
+                peak_mib=least,
+                error=wrong,
+            )
+    kept: list[Any] = []
+    memory = PeakMemory()
+    first = seconds_of(lambda: kept.append(chosen.run(problem)))
+    peak = memory.mib()
+    wrong = max(wrong, error(true, kept.pop(), False))
+    if not wrong <= LARGEST_ERROR:
+        return Measurement(**row, error=wrong, failure=f"wrong by {wrong:.1%}")
+    seconds, repeats = _repeated(lambda: chosen.run(problem), first, effort.budget)
+    return Measurement(
+        **row,
+        seconds=seconds,
+        first_seconds=first,
+        repeats=repeats,
+        peak_mib=peak,
+        error=wrong,
+    )
+
+
+def measure(workload: str, method: str, effort: Effort | None = None) -> Measurement:
     """Time a method in this process.
 
     Args:
         workload: One of `WORKLOADS`.
         method: One of `METHODS`, or `FLOOR`.
+        effort: How long it may take.
 
     Returns:
         What was measured; a method that is wrong or fails is a failure, not an exception.
     """
+    effort = effort or Effort()
     problem = WORKLOADS[workload].make()
     if method == FLOOR:
-        best = (float("inf"), 0)
-        before = _peak_mib()
-        for batch_size in FLOOR_BATCHES:
-            forward_backward(problem, batch_size)
-            best = min(best, median_seconds(lambda batch=batch_size: forward_backward(problem, batch)))  # type: ignore[misc]
-        return Measurement(workload, method, *best, peak_mib=_peak_mib() - before)
+        return _floor(workload, problem, effort)
     chosen = METHODS[method]
-    few = _few(problem, chosen.num_samples)
-    scale = problem.num_samples / few.num_samples
-    before = _peak_mib()
     try:
-        result = chosen.run(few)
-        peak = _peak_mib() - before
-        wrong = _error(few, result.detach())
-        if not wrong <= LARGEST_ERROR:
-            return Measurement(workload, method, error=wrong, failure=f"wrong by {wrong:.1%}")
-        del result
-        seconds, repeats = median_seconds(lambda: chosen.run(few))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the peers' own
+            return _measured(workload, chosen, problem, effort)
     except Exception as error:  # whatever a peer raises is its result
-        return Measurement(workload, method, failure=f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
-    return Measurement(workload, method, seconds * scale, repeats, scale > 1, peak, wrong)
+        lines = str(error).strip().splitlines() or [""]
+        failure = f"{type(error).__name__}: {lines[0][:80]}"
+        return Measurement(workload, method, chosen.quantity, failure=failure)
 
 
-def _send(connection: Connection, workload: str, method: str, threads: int) -> None:
+def _send(connection: Connection, workload: str, method: str, threads: int, effort: Effort) -> None:
     torch.set_num_threads(threads)
-    connection.send(measure(workload, method))
+    connection.send(measure(workload, method, effort))
 
 
-def measure_apart(workload: str, method: str, *, threads: int, seconds: float = 300.0) -> Measurement:
+def measure_apart(
+    workload: str, method: str, *, threads: int, effort: Effort | None = None, seconds: float = 300.0
+) -> Measurement:
     """Time a method in a process of its own, so that its peak memory is its own.
 
     Args:
         workload: One of `WORKLOADS`.
         method: One of `METHODS`, or `FLOOR`.
         threads: PyTorch's number of threads.
+        effort: How long it may take where that can be told before.
         seconds: After so long the process is ended.
 
     Returns:
         What was measured.
     """
-    context = multiprocessing.get_context("spawn")
+    quantity = METHODS[method].quantity if method in METHODS else "gradient"
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:  # by a server that never computes, and so has no threads to lose
+        context.set_forkserver_preload(["sgdkern.benchmark.preload"])
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(there, workload, method, threads))
+    process = context.Process(target=_send, args=(there, workload, method, threads, effort or Effort()))
     process.start()
     there.close()
     try:
-        return here.recv() if here.poll(seconds) else Measurement(workload, method, failure=f"over {seconds:.0f} s")
+        if here.poll(seconds):
+            found: Measurement = here.recv()
+            return found
+        return Measurement(workload, method, quantity, failure=f"over {seconds:.0f} s")
     except EOFError:
         process.join()
-        return Measurement(workload, method, failure=f"the process ended with {process.exitcode}")
+        return Measurement(workload, method, quantity, failure=f"the process ended with {process.exitcode}")
     finally:
         process.kill()
         process.join()
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine: processor, cores, versions. No host name, no paths.
-
-    Returns:
-        Plain values.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": torch.multiprocessing.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

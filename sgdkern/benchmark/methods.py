@@ -1,9 +1,10 @@
-"""The ways to the Gram matrix that are compared: plain PyTorch, this library with and without kernels, the peers."""
+"""The ways to each quantity that are compared: plain PyTorch and this library; the peers are in a file of their own."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -11,85 +12,118 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from sgdkern import ops
+from sgdkern.benchmark.oracle import ERRORS, batch_size
 from sgdkern.benchmark.workloads import Problem
 from sgdkern.capture import per_sample_gradients
-
-# Methods that take minutes at full size are timed on this many samples; their time is then a lower bound.
-FEW_SAMPLES = 16
+from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.order_parameters import OrderParameters, order_parameters
+from sgdkern.statistics import statistics
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to K.
+    """One way to a quantity.
 
     Attributes:
         name: As printed.
-        run: From the problem to K [N, N]; for a method that stops short of it, to what it did compute.
+        quantity: What it gives, a key of `ERRORS`.
+        run: From the problem to it.
         requires: The module that must be installed, if any.
-        num_samples: How many samples it is run on, None for all. With fewer its time is scaled up: a lower bound on the
-            time to K, since the products of the gradients are left out.
+        holds: Which explicit gradients it has in memory at once, if any: such a method takes N P numbers, or N times
+            those of the largest layer, and 2 N² P operations for their products.
     """
 
     name: str
-    run: Callable[[Problem], Tensor]
+    quantity: str
+    run: Callable[[Problem], Any]
     requires: str | None = None
-    num_samples: int | None = None
+    holds: Literal["all gradients", "a layer's gradients"] | None = None
 
     @property
     def is_available(self) -> bool:
         """Whether what it requires is installed."""
         return self.requires is None or find_spec(self.requires) is not None
 
+    def least_mib(self, problem: Problem) -> float:
+        """The gradients that it has in memory at once, MiB."""
+        sizes = [p.numel() * p.element_size() for p in problem.parameters]
+        held = {None: 0, "all gradients": sum(sizes), "a layer's gradients": max(sizes)}[self.holds]
+        return problem.num_samples * held / 2**20
+
 
 METHODS: dict[str, Method] = {}
 
 
-def _method(
-    name: str, *, requires: str | None = None, num_samples: int | None = None
-) -> Callable[[Callable[[Problem], Tensor]], Callable[[Problem], Tensor]]:
-    def register(run: Callable[[Problem], Tensor]) -> Callable[[Problem], Tensor]:
-        METHODS[name] = Method(name, run, requires, num_samples)
+def method(
+    name: str,
+    quantity: str = "K",
+    *,
+    requires: str | None = None,
+    holds: Literal["all gradients", "a layer's gradients"] | None = None,
+) -> Callable[[Callable[[Problem], Any]], Callable[[Problem], Any]]:
+    """Register a way to a quantity.
+
+    Args:
+        name: As printed.
+        quantity: A key of `ERRORS`.
+        requires: The module that must be installed.
+        holds: Which explicit gradients it has in memory at once.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        ValueError: For a quantity that is not known.
+    """
+    if quantity not in ERRORS:
+        raise ValueError(f"method: the quantity must be one of {list(ERRORS)}, got {quantity!r}.")
+
+    def register(run: Callable[[Problem], Any]) -> Callable[[Problem], Any]:
+        METHODS[name] = Method(name, quantity, run, requires, holds)
         return run
 
     return register
 
 
-def _parameters(problem: Problem) -> list[Tensor]:
-    return [p for p in problem.model.parameters() if p.requires_grad]
-
-
-def forward_backward(problem: Problem, batch_size: int) -> Tensor:
+def forward_backward(problem: Problem, batch: int) -> Tensor:
     """Run the floor: one ordinary forward and backward over the samples, in batches.
 
     Returns:
         The last batch's gradient of the first parameter.
     """
-    for start in range(0, problem.num_samples, batch_size):
-        part = slice(start, start + batch_size)
+    parameters = problem.parameters
+    for start in range(0, problem.num_samples, batch):
+        part = slice(start, start + batch)
         loss = problem.loss(problem.model(problem.inputs[part]), problem.targets[part])
-        gradients = torch.autograd.grad(loss, _parameters(problem))
+        gradients = torch.autograd.grad(loss, parameters)
     return gradients[0]
 
 
-def loop_gradients(problem: Problem) -> Tensor:
-    """Run one backward pass a sample.
+def gram_of_rows(rows: list[Tensor]) -> Tensor:
+    """K from explicit gradients, one [N, ...] for each parameter: Σ G_p G_pᵀ, never put side by side."""
+    total = torch.zeros(len(rows[0]), len(rows[0]))
+    for part in rows:
+        part = part.flatten(1)
+        total.addmm_(part, part.T)
+    return total
 
-    Returns:
-        G [N, P].
-    """
-    rows = []
+
+@method("autograd loop", holds="all gradients")
+def _loop(problem: Problem) -> Tensor:
+    parameters = problem.parameters
+    rows = [p.new_empty(problem.num_samples, *p.shape) for p in parameters]
     for n in range(problem.num_samples):
         loss = problem.loss(problem.model(problem.inputs[n : n + 1]), problem.targets[n : n + 1])
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, _parameters(problem))]))
-    return torch.stack(rows)
+        for row, gradient in zip(rows, torch.autograd.grad(loss, parameters), strict=True):
+            row[n] = gradient
+    return gram_of_rows(rows)
 
 
-@_method("autograd loop", num_samples=FEW_SAMPLES)
-def _loop(problem: Problem) -> Tensor:
-    return loop_gradients(problem)
+# With convolutions one call of vmap takes so many samples: all 256 of the CNN at once were a fifth slower.
+VMAP_CHUNK = 32
 
 
-@_method("vmap(grad)", num_samples=FEW_SAMPLES)
+@method("vmap(grad)", holds="all gradients")
 def _vmap(problem: Problem) -> Tensor:
     parameters = {name: p.detach() for name, p in problem.model.named_parameters()}
 
@@ -97,77 +131,56 @@ def _vmap(problem: Problem) -> Tensor:
         result: Tensor = problem.loss(functional_call(problem.model, parameters, (x[None],)), y[None])
         return result
 
-    rows = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, problem.inputs, problem.targets)
-    return torch.cat([g.flatten(1) for g in rows.values()], 1)
+    has_convolutions = any(isinstance(m, torch.nn.Conv2d) for m in problem.model.modules())
+    chunk_size = VMAP_CHUNK if has_convolutions else None
+    rows = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)(parameters, problem.inputs, problem.targets)
+    return gram_of_rows(list(rows.values()))
 
 
-@_method("sgdkern, reference")
+def _captured(problem: Problem) -> GradientMatrix:
+    return per_sample_gradients(problem.model, problem.loss, problem.inputs, problem.targets)
+
+
+@method("sgdkern, factors only", "factors")
+def _factors(problem: Problem) -> GradientMatrix:
+    return _captured(problem)
+
+
+@method("sgdkern, reference")
 def _reference(problem: Problem) -> Tensor:
     with ExitStack() as stack:
         for op in ops.OPS.values():
             stack.enter_context(patch.object(op, "overload", op.reference))
-        return _compiled(problem)
+        return _captured(problem).gram()
 
 
-@_method("sgdkern")
+@method("sgdkern")
 def _compiled(problem: Problem) -> Tensor:
-    return per_sample_gradients(problem.model, problem.loss, problem.inputs, problem.targets).gram()
+    return _captured(problem).gram()
 
 
-def _losses(problem: Problem, inputs: Tensor, targets: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(problem.model(inputs), targets, reduction="none")
+def _by_passes(problem: Problem, num_minibatches: int) -> OrderParameters:
+    source = _captured(problem)
+    size = batch_size(problem)
+    passes = statistics(source, route="passes")
+    return order_parameters(source, batch_size=size, num_minibatches=num_minibatches, statistics=passes)
 
 
-@_method("nngeometry", requires="nngeometry")
-def _nngeometry(problem: Problem) -> Tensor:
-    from nngeometry import GramMatrix
-    from torch.utils.data import DataLoader, TensorDataset
-
-    loader = DataLoader(TensorDataset(problem.inputs, problem.targets), batch_size=problem.num_samples)
-    gram = GramMatrix(problem.model, loader, lambda x, y: _losses(problem, x, y)[:, None])
-    result: Tensor = gram.data.reshape(problem.num_samples, problem.num_samples)
-    return result
+@method("sgdkern, all but R", "order parameters")
+def _all_but_alignment(problem: Problem) -> OrderParameters:
+    return _by_passes(problem, 0)
 
 
-@_method("asdfghjkl", requires="asdl")
-def _asdl(problem: Problem) -> Tensor:
-    from asdl.core import extend
-    from asdl.operations import OP_GRAM_HADAMARD
-
-    kernel = problem.inputs.new_zeros(problem.num_samples, problem.num_samples, dtype=torch.float32)
-    setattr(problem.model, "kernel", kernel)  # noqa: B010
-    with extend(problem.model, OP_GRAM_HADAMARD):
-        torch.autograd.grad(_losses(problem, problem.inputs, problem.targets).sum(), _parameters(problem))
-    return kernel
+@method("sgdkern, with R", "order parameters and R")
+def _with_alignment(problem: Problem) -> OrderParameters:
+    return _by_passes(problem, 512)
 
 
-@_method("torchjd", requires="torchjd")
-def _torchjd(problem: Problem) -> Tensor:
-    from torchjd.autogram import Engine
-
-    engine = Engine(problem.model, batch_dim=0)
-    result: Tensor = engine.compute_gramian(_losses(problem, problem.inputs, problem.targets))
-    return result
+@method("sgdkern, one product", "covariance product")
+def _product(problem: Problem) -> Tensor:
+    source = _captured(problem)
+    return source.rmatvec(source.matvec(torch.ones(source.num_params))) / source.num_samples
 
 
-@_method("backpack", requires="backpack", num_samples=FEW_SAMPLES)
-def _backpack(problem: Problem) -> Tensor:
-    from backpack import backpack, extend
-    from backpack.extensions import BatchGrad
-
-    model = extend(problem.model)
-    with backpack(BatchGrad()):
-        extend(problem.loss)(model(problem.inputs), problem.targets).backward()
-    return torch.cat([p.grad_batch.flatten(1) for p in model.parameters()], 1)
-
-
-@_method("opacus", requires="opacus", num_samples=FEW_SAMPLES)
-def _opacus(problem: Problem) -> Tensor:
-    from opacus import GradSampleModule
-
-    model = GradSampleModule(problem.model.train(), loss_reduction="mean")
-    problem.loss(model(problem.inputs), problem.targets).backward()
-    rows = torch.cat([p.grad_sample.flatten(1) for p in model.parameters()], 1)
-    model.to_standard_module()
-    problem.model.zero_grad()
-    return rows
+# Whose peaks are held against the floor's: what a measurement keeps, and what it passes through.
+MEMORY_METHODS = ("sgdkern, factors only", "sgdkern", "sgdkern, all but R")

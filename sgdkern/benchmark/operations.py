@@ -1,16 +1,17 @@
 """Times every compiled operation against the machine's own matrix product rate and its reference."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sgdkern.benchmark.measurement import median_seconds
+from sgdkern.benchmark.timing import median_seconds
+from sgdkern.benchmark.work import CEILING_SIZE as CEILING_SIZE
+from sgdkern.benchmark.work import ceiling_gflops
 from sgdkern.ops import OPS
 from sgdkern.ops.registry import Arguments
-
-CEILING_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class OperationSpeed:
         seconds: Median time of the operation as installed.
         reference_seconds: The same of the reference in plain PyTorch.
         gflops: Useful 10^9 operations a second.
-        ceiling_gflops: The rate of a square matrix product in this process.
+        ceiling_gflops: The best rate of a square matrix product in this process so far.
     """
 
     operation: str
@@ -83,42 +84,33 @@ ARGUMENTS: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] =
 }
 
 
-def ceiling_gflops(dtype: torch.dtype) -> float:
-    """Measure the rate of a square matrix product in the type that sums are kept in.
-
-    Args:
-        dtype: The operands' type; bfloat16 and float16 are summed in float32.
-
-    Returns:
-        10^9 operations a second.
-    """
-    wide = torch.promote_types(dtype, torch.float32)
-    a, b = _normal(wide, CEILING_SIZE, CEILING_SIZE), _normal(wide, CEILING_SIZE, CEILING_SIZE)
-    torch.mm(a, b)
-    seconds, _ = median_seconds(lambda: torch.mm(a, b), at_least=5)
-    return 2e-9 * CEILING_SIZE**3 / seconds
-
-
-def operation_speeds(dtype: torch.dtype, *, threads: int) -> Iterator[OperationSpeed]:
+def operation_speeds(
+    dtype: torch.dtype, *, threads: int, budget: float = 1.0, within: float = float("inf")
+) -> Iterator[OperationSpeed]:
     """Time every operation that has shapes to be timed on.
 
     Args:
         dtype: The operands' type.
         threads: PyTorch's number of threads.
+        budget: Seconds over which each is repeated.
+        within: Seconds for everything; what is then not done is left out.
 
     Yields:
-        One line a shape, each with its own ceiling: the machine may be busier at one time than at another.
+        One line a shape; the ceiling is the best rate so far, since other programs can only lower it.
     """
-    before = torch.get_num_threads()
+    before, end = torch.get_num_threads(), time.monotonic() + within
     torch.set_num_threads(threads)
+    ceiling = 0.0
     try:
         for name, arguments in ARGUMENTS.items():
             op = OPS[name]
             for shape, args in arguments(dtype):
-                ceiling = ceiling_gflops(dtype)
+                if time.monotonic() > end:
+                    return
+                ceiling = max(ceiling, ceiling_gflops(dtype))
                 op(*args)
-                seconds, _ = median_seconds(lambda op=op, args=args: op(*args))  # type: ignore[misc]
-                reference, _ = median_seconds(lambda op=op, args=args: op.reference(*args), budget=1.0)  # type: ignore[misc]
+                seconds, _ = median_seconds(lambda op=op, args=args: op(*args), budget=budget)  # type: ignore[misc]
+                reference, _ = median_seconds(lambda op=op, args=args: op.reference(*args), budget=budget / 2)  # type: ignore[misc]
                 gflops = op.cost(*args).flops / seconds / 1e9
                 kind = str(dtype).removeprefix("torch.")
                 yield OperationSpeed(name, shape, kind, threads, seconds, reference, gflops, ceiling)

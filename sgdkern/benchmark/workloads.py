@@ -1,7 +1,7 @@
 """The models and batches that every method is timed on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,27 @@ class Problem:
     def num_samples(self) -> int:
         """N."""
         return self.inputs.shape[0]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that require gradients."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+        return sum(p.numel() for p in self.parameters)
+
+    def first(self, num_samples: int) -> "Problem":
+        """The same model with the first samples only.
+
+        Args:
+            num_samples: How many are kept.
+
+        Returns:
+            The smaller problem, which shares the model.
+        """
+        return replace(self, inputs=self.inputs[:num_samples], targets=self.targets[:num_samples])
 
 
 @dataclass(frozen=True)
@@ -57,27 +78,32 @@ def _normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def _mlp(num_samples: int, *widths: int) -> Problem:
+def mlp(num_samples: int, *widths: int) -> Problem:
+    """Make a fully connected network with ReLUs and a batch of normal numbers.
+
+    Args:
+        num_samples: N.
+        *widths: Of the input, the hidden layers and the output.
+
+    Returns:
+        The problem.
+    """
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return _problem(nn.Sequential(*layers[:-1]), _normal(num_samples, widths[0]))
+    return _problem(nn.Sequential(*layers[:-1]), _normal(num_samples, widths[0]), widths[-1])
 
 
-@_workload("narrow", "MLP 784-50-50-10, N = 4000")
-def _narrow() -> Problem:
-    return _mlp(4000, 784, 50, 50, 10)
-
-
-@_workload("medium", "MLP 784-1024-1024-10, N = 1024")
-def _medium() -> Problem:
-    return _mlp(1024, 784, 1024, 1024, 10)
-
-
-@_workload("wide", "MLP 784-4096-4096-10, N = 512")
-def _wide() -> Problem:
-    return _mlp(512, 784, 4096, 4096, 10)
+for _name, _samples, _widths in [
+    ("narrow", 4000, (784, 50, 50, 10)),
+    ("medium", 1024, (784, 1024, 1024, 10)),
+    ("medium-2048", 2048, (784, 1024, 1024, 10)),
+    ("wide", 512, (784, 4096, 4096, 10)),
+    ("wide-2048", 2048, (784, 4096, 4096, 10)),
+]:
+    _text = f"MLP {'-'.join(map(str, _widths))}, N = {_samples}"
+    _workload(_name, _text)(lambda n=_samples, widths=_widths: mlp(n, *widths))  # type: ignore[misc]
 
 
 @_workload("cnn", "CNN 3-32-64-128, 3x3, 32x32 images, N = 256")
@@ -117,7 +143,7 @@ class _Encoder(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous()
         pooled: Tensor = self.head(self.blocks(self.tokens(tokens) + self.positions(places)).mean(1))
         return pooled
 
