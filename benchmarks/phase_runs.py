@@ -191,7 +191,7 @@ def _second() -> list[Run]:
     initial = [replace(tanh, rate=rate) for rate in (0.0, 0.2, 0.4, 0.7)] + [replace(run, init="xavier", seed=452)]
     normed = [replace(run, model="mlp-batchnorm", rate=rate, seed=461) for rate in (0.0, 0.2, 0.4, 0.6)]
     convolutional = [
-        replace(run, model="cnn", hidden=(8, 16), rate=rate, epochs=150, seed=471) for rate in (0.0, 0.2, 0.4, 0.6, 0.9)
+        replace(run, model="cnn", hidden=(6, 12), rate=rate, epochs=100, seed=471) for rate in (0.0, 0.2, 0.4, 0.6, 0.9)
     ]
     mnist = replace(run, data="mnist", train_samples=2000, hidden=(50, 30), lr=0.05, epochs=120)
     digits_of_mnist = [replace(mnist, rate=rate / 10, seed=480 + rate) for rate in (0, 2, 4, 6, 8, 9)]
@@ -199,11 +199,14 @@ def _second() -> list[Run]:
         replace(mnist, activation="tanh", init="xavier", scaling="unit", lr=0.1, rate=0.5, seed=490),
         replace(mnist, noise="pair", rate=0.3, seed=491),
         replace(mnist, batch_size=100, lr=0.2, rate=0.3, epochs=300, seed=492),
-        replace(mnist, model="cnn", hidden=(8, 16), rate=0.4, epochs=60, seed=493),
+        replace(mnist, model="cnn", hidden=(4, 8), rate=0.4, epochs=50, train_samples=1500, seed=493),
     ]
-    cifar = replace(run, data="cifar10", train_samples=5000, hidden=(100,), lr=0.05, batch_size=50, epochs=120)
+    cifar = replace(
+        run, data="cifar10", train_samples=5000, hidden=(100,), lr=0.05, batch_size=50, epochs=100, measurements=48
+    )
     pictures = [replace(cifar, rate=rate / 10, seed=500 + rate) for rate in (0, 2, 4, 6, 9)]
-    pictures += [replace(cifar, model="cnn", hidden=(8, 16), rate=rate, epochs=60, seed=511) for rate in (0.0, 0.3)]
+    convolved = replace(cifar, model="cnn", hidden=(6, 12), train_samples=1500, batch_size=25, epochs=60, seed=511)
+    pictures += [replace(convolved, rate=rate) for rate in (0.0, 0.3)]
     pictures += [replace(cifar, activation="tanh", train_samples=2500, rate=0.5, seed=512)]
     parts = (rates, batches, speed, kinds, optimisers, initial, normed, convolutional, digits_of_mnist, pictures)
     return [run for part in parts for run in part]

@@ -180,7 +180,7 @@ def _two_phases(history: History, training_error: Array, steps: NDArray[np.int64
     error = running_median(training_error, 5)
     lowest = float(error.min())
     fast = float(steps[np.flatnonzero(error <= lowest + LEARNED * (float(error[0]) - lowest))[0]])
-    if steps[-1] < _SETTLED * max(fast, 1.0):
+    if lowest > NEARLY_TRAINED and steps[-1] < _SETTLED * max(fast, 1.0):
         return Phases(verdict=NOT_ENOUGH, reason=f"the training error still falls at step {steps[-1]}.")
     reason = "the network does not contradict labels for long: what it has not fitted is hard rather than wrong."
     return _assemble(history, Dates(fast, np.inf, np.inf), TWO, reason, witness)
