@@ -4,10 +4,12 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 
+from sgdkern import classification
 from sgdkern.cleaning import find_label_issues
-from sgdkern.cleaning.mixture import Mixture, fit_mixture, probability_wrong, rate_of
-from sgdkern.cleaning.scores import cross_entropy, margins, memorisation_onset, quality, time_average
+from sgdkern.cleaning.mixture import Mixture, fit_mixture, probability_wrong, rate_among_sure, rate_of
+from sgdkern.cleaning.scores import cross_entropy, memorisation_onset, quality, time_average
 from sgdkern.history import History, Record
 
 
@@ -31,6 +33,12 @@ def memorising_run(num_samples=600, num_classes=5, noise_rate=0.3, seed=0):
         logits[t, rows, truth] += 3 * min(1, step / 10)
         logits[t, rows, given] += 6 * max(0, np.log(step / 60)) + 0.5
     return steps, logits, given, truth, wrong
+
+
+def margins(logits, labels):
+    """The given label's logit minus the largest other one, by masks."""
+    own = np.arange(logits.shape[-1]) == labels[:, None]
+    return np.where(own, logits, 0).sum(axis=-1) - np.where(own, -np.inf, logits).max(axis=-1)
 
 
 def auroc(wrong, quality_score):
@@ -169,7 +177,8 @@ def test_margins_and_losses_by_a_loop():
         for n in range(4):
             z, y = logits[t, n], labels[n]
             others = np.delete(z, y)
-            assert margins(logits, labels)[t, n] == pytest.approx(z[y] - others.max())
+            found = classification.margins(torch.from_numpy(logits), torch.from_numpy(labels))[t, n]
+            assert found.item() == pytest.approx(z[y] - others.max())
             assert cross_entropy(logits, labels)[t, n] == pytest.approx(np.logaddexp.reduce(z) - z[y], abs=1e-12)
 
 
@@ -219,3 +228,30 @@ def test_clean_labels_and_short_runs_have_no_onset():
     early = steps <= 40
     assert memorisation_onset(margins(logits[early], given), steps[early]) is None
     assert memorisation_onset(margins(logits[:1], given), steps[:1]) is None
+
+
+def networks(accuracy_of_surest, accuracy_of_others, noise_rate, num_samples=4000, seed=0):
+    """Held-out logits of networks of a certain accuracy, labels with noise: the surest half is ranked by its gap."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 10, num_samples)
+    sureness = rng.permutation(num_samples) / num_samples  # 1 is surest
+    accuracy = accuracy_of_others + (accuracy_of_surest - accuracy_of_others) * sureness**3
+    right = rng.random(num_samples) < accuracy
+    logits = np.zeros((num_samples, 10))
+    guess = np.where(right, truth, (truth + rng.integers(1, 10, num_samples)) % 10)
+    logits[np.arange(num_samples), guess] = 1 + sureness
+    wrong = rng.random(num_samples) < noise_rate
+    return logits, np.where(wrong, (truth + rng.integers(1, 10, num_samples)) % 10, truth)
+
+
+def test_the_rate_among_the_surest_of_good_networks():
+    rate = rate_among_sure(*networks(1.0, 1.0, 0.3))
+    assert rate.low < 0.3 < rate.high
+    assert "upper bound" not in rate.covers
+
+
+def test_weak_networks_give_a_bound_and_say_so():
+    logits, labels = networks(0.9, 0.3, 0.3)
+    rate = rate_among_sure(logits, labels)
+    assert "upper bound" in rate.covers
+    assert 0.3 < rate < (logits.argmax(axis=1) != labels).mean() - 0.1

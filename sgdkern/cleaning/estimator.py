@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 from sgdkern.cleaning.confusion import NoiseMatrix, noise_matrix, noise_rates_by
 from sgdkern.cleaning.features import Projection, fit_projection
 from sgdkern.cleaning.members import Members, SeparateModels, StackedMLP
-from sgdkern.cleaning.mixture import probability_wrong, rate_among_sure
+from sgdkern.cleaning.mixture import UPPER_BOUND, probability_wrong, rate_among_sure
 from sgdkern.cleaning.rounds import Round, Schedule, train_round
 from sgdkern.cleaning.samples import checked_labels, collect, encoded_labels, warn_if_few
 from sgdkern.cleaning.scores import quality
@@ -80,7 +81,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted_label_: [N] the label that networks which have not seen the sample give it.
         p_wrong_: [N] estimated probability that the given label is wrong.
         issues_: all of these as a `LabelIssues` table.
-        noise_rate_: a float with an interval, ``.low`` and ``.high``.
+        noise_rate_: a float with an interval, ``.low`` and ``.high``, and ``.covers``, what the interval covers.
         noise_matrix_: which label is given for which, a `NoiseMatrix`.
         class_noise_rates_: noise rate by given label.
         source_noise_rates_: noise rate by source; only after ``fit(..., sources=...)``.
@@ -327,6 +328,14 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted = held_out.argmax(axis=1)
         unseen = rounds[-1].held_out.cpu().numpy()
         self.noise_rate_ = rate_among_sure(held_out[unseen], codes[unseen])
+        if self.noise_rate_.covers == UPPER_BOUND:
+            warnings.warn(
+                f"LabelCleaner: the networks are often wrong even where they are surest, so that the noise rate of "
+                f"{self.noise_rate_:.2f} is an upper bound, and many of the labels flagged will be right. Trust the "
+                "ranking more than the flags; pass embeddings, a better model or more samples.",
+                UserWarning,
+                stacklevel=3,
+            )
         # a negative margin is an issue, but hard samples with right labels have some too: no more than the rate found
         cut = min(0.0, float(np.quantile(score, self.noise_rate_.estimate)))
         score = np.where(alone, cut, score)

@@ -8,9 +8,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from sgdkern.classification import margins
 from sgdkern.cleaning.mixture import fit_mixture, probability_wrong, rate_of
-from sgdkern.cleaning.scores import cross_entropy, margins, memorisation_onset, quality, time_average
+from sgdkern.cleaning.scores import cross_entropy, memorisation_onset, quality, time_average
 from sgdkern.cleaning.table import LabelIssues
 from sgdkern.history import History
 
@@ -224,7 +226,8 @@ def _from_array(values: Array, labels: Array, kind: Kind, steps: Array | None, c
     codes = np.searchsorted(classes, labels)
     if not np.array_equal(classes[np.clip(codes, 0, len(classes) - 1)], labels):
         raise ValueError("find_label_issues: every label must be among the sorted `classes`, some are not.")
-    return _Recorded(times, cross_entropy(values, codes), margins(values, codes), classes[values.argmax(axis=-1)])
+    of_given = margins(torch.from_numpy(values.astype(np.float64)), torch.from_numpy(codes)).numpy()
+    return _Recorded(times, cross_entropy(values, codes), of_given, classes[values.argmax(axis=-1)])
 
 
 def _checked_labels(labels: Array | None) -> Array:

@@ -15,6 +15,9 @@ from sgdkern.cleaning.table import NoiseRate
 
 Array = npt.NDArray[Any]
 
+FALLS = 0.05  # a smaller fall of the disagreement with sureness is of no consequence
+UPPER_BOUND = "sampling of the samples asked; an upper bound, for the networks err even where they are surest"
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -171,23 +174,38 @@ def rate_among_sure(held_out_logits: Array, labels: Array) -> NoiseRate:
 
     Those predictions are nearly always right, so that a given label which differs from them is wrong. Of each predicted
     class the half with the largest gap between the two best logits is asked, and classes are weighted by their size.
-    Right as long as wrong labels are no more or less frequent among easy samples of a class than among hard ones.
+    Networks too weak for that are told by disagreement that still falls with sureness: where the surest quarter
+    disagrees less than the next one by more than .05 and two standard errors, shares down to 1/32 are asked too, the
+    one whose interval ends lowest is taken, and the rate is an upper bound, since the networks' own errors are still in
+    it.
 
     Args:
         held_out_logits: [N, C].
         labels: [N] integer given labels.
 
     Returns:
-        The noise rate; the interval covers the sampling of the N / 2 samples asked.
+        The noise rate, right as long as wrong labels are no more or less frequent among easy samples of a class than
+        among hard ones; the interval covers the sampling of the samples asked, and `covers` says whether it bounds.
     """
+    shares = [_disagreement(held_out_logits, labels, 2.0**-power) for power in range(1, 6)]
+    (half, asked), (quarter, count) = shares[:2]
+    following = min(max(2 * half - quarter, 0.0), 1.0)  # the rate among the other quarter of the half
+    error = math.sqrt((quarter * (1 - quarter) + following * (1 - following)) / count)
+    if following - quarter <= max(FALLS, 2 * error):
+        return NoiseRate(half, *wilson(half, asked), "sampling of the half of the samples that were asked")
+    least, asked = min(shares, key=lambda share: wilson(*share)[1])
+    return NoiseRate(least, *wilson(least, asked), UPPER_BOUND)
+
+
+def _disagreement(held_out_logits: Array, labels: Array, share: float) -> tuple[float, int]:
+    """Compare labels with predictions among that share of surest samples of each class: rate, and samples asked."""
     top = np.sort(held_out_logits, axis=1)
     gaps = top[:, -1] - top[:, -2]
     predicted = held_out_logits.argmax(axis=1)
     total, asked = 0.0, 0
     for name in np.unique(predicted):
         members = np.flatnonzero(predicted == name)
-        sure = members[np.argsort(-gaps[members], kind="stable")[: max(1, len(members) // 2)]]
+        sure = members[np.argsort(-gaps[members], kind="stable")[: max(1, int(len(members) * share))]]
         total += len(members) * float((labels[sure] != name).mean())
         asked += len(sure)
-    rate = total / len(labels)
-    return NoiseRate(rate, *wilson(rate, asked), "sampling of the half of the samples that were asked")
+    return total / len(labels), asked

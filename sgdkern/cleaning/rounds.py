@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgdkern.classification import margins
 from sgdkern.cleaning.members import Members
 
 MIN_STEPS = 20  # small data take several passes an epoch, or forty epochs would be too few steps to learn anything
@@ -120,11 +121,11 @@ def train_round(
         orders = torch.stack([_order(subset, steps * batch_size, generator) for subset in seen]).to(device)
         members.train_epoch(inputs, labels, orders, batch_size)
         logits = members.logits(inputs)
-        margins = stacked_margins(logits, labels)
-        total = total + _masked_mean(margins, trained)
+        of_given = margins(logits, labels)
+        total = total + _masked_mean(of_given, trained)
         running.append(total / epoch)
         logits_sum = logits_sum + _masked_mean(logits, held_out)
-        accuracy.append(float(((margins > 0) & judged).sum() / judged.sum().clamp(min=1)))
+        accuracy.append(float(((of_given > 0) & judged).sum() / judged.sum().clamp(min=1)))
         if on_epoch is not None:
             on_epoch(epoch)
         if epoch >= MIN_EPOCHS and epoch > STOP_AFTER * _best(accuracy):
@@ -133,21 +134,6 @@ def train_round(
     last = min(len(running), round(STOP_AFTER * best))
     assert isinstance(logits_sum, Tensor)
     return Round(running[last - 1], logits_sum / len(running), held_out.any(dim=0), tuple(accuracy), steps, best, last)
-
-
-def stacked_margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each member's logit of the given label minus its largest other one.
-
-    Args:
-        logits: [E, N, C].
-        labels: [N] int64.
-
-    Returns:
-        [E, N].
-    """
-    index = labels.view(1, -1, 1).expand(len(logits), -1, 1)
-    own = logits.gather(2, index)
-    return (own - logits.scatter(2, index, -torch.inf).amax(dim=2, keepdim=True)).squeeze(2)
 
 
 def _order(subset: Tensor, length: int, generator: torch.Generator) -> Tensor:

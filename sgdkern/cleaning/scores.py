@@ -1,4 +1,4 @@
-"""Per-sample scores from what a run recorded: losses, margins, and their averages over training."""
+"""Per-sample scores from what a run recorded: losses, averages over training, when memorisation begins."""
 
 from __future__ import annotations
 
@@ -8,30 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-
-
-def margins(logits: Array, labels: Array) -> Array:
-    """Return the logit of the given label minus the largest other one.
-
-    Args:
-        logits: [..., N, C].
-        labels: [N] integers in 0 ... C-1.
-
-    Returns:
-        [..., N]; negative where the model prefers another label.
-
-    Reference:
-        Pleiss et al. 2020, "Identifying mislabeled data using the area under the margin ranking", Eq. 1.
-
-    Example:
-        >>> margins(np.array([[2.0, 0.5, 1.0]]), np.array([2]))
-        array([-1.])
-    """
-    own = np.take_along_axis(logits, _column(logits, labels), axis=-1)
-    others = np.array(logits, dtype=np.float64)
-    np.put_along_axis(others, _column(logits, labels), -np.inf, axis=-1)
-    difference: Array = own[..., 0].astype(np.float64) - others.max(axis=-1)
-    return difference
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -37,8 +37,8 @@ def clean(
 ) -> None:
     """Find suspicious labels in a data set; the data are only read, what is found goes to a folder of its own.
 
-    Writes label_issues.csv (worst first, with the suggested label), keep.txt, summary.json, a gallery of the worst
-    images and, with a budget, review.csv. Exit code 0 whether or not labels were found.
+    Writes label_issues.csv (worst first, with the suggested label), keep.txt, summary.json, report.html, a gallery of
+    the worst images and, with a budget, review.csv. Exit code 0 whether or not labels were found.
     """
     with plain_errors():
         from sgdkern.label_files import clean_data_set
@@ -80,11 +80,14 @@ def _progress_bar() -> Iterator[Callable[[float, str], None] | None]:
 def _print_report(report: CleaningReport) -> None:
     """The findings in a few lines, the worst samples, and where the files are."""
     console, rate, issues = results(), report.noise_rate, report.issues
+    bound = "at most " if "upper bound" in rate.covers else ""
     lines = [
         f"suspicious     {issues.num_issues} of {issues.num_samples} labels",
-        f"wrong labels   {rate.estimate:.1%}, {rate.low:.1%} … {rate.high:.1%}",
+        f"wrong labels   {bound}{rate.estimate:.1%}, {rate.low:.1%} … {rate.high:.1%}",
     ]
-    lines += [f"confused       {given} for {true}: about {n:.0f}" for true, given, n in report.confused_pairs[:3]]
+    lines += [
+        f"confused       {given} for {true}: about {n:.0f}" for true, given, n in report.noise_matrix.confused_pairs(3)
+    ]
     if report.expected_precision is not None:
         lines.append(
             f"review         {report.expected_precision:.0%} of the worst {report.budget} are expected to be wrong"
@@ -97,6 +100,8 @@ def _print_report(report: CleaningReport) -> None:
         for i in worst
     ]
     lines += [f"{kind:<15}{path}" for kind, path in report.files.items()]
+    if "report" not in report.files:
+        lines.append("report         not written: it needs matplotlib and jinja2, pip install 'sgdkern[report]'")
     lines.append(f"time           {report.seconds:.0f} s")
     for line in lines:
         console.print(line, markup=False)

@@ -4,63 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from sgdkern.cleaning import LabelCleaner, LabelIssues, NoiseRate
+from sgdkern.cleaning import LabelCleaner
+from sgdkern.label_files.findings import CleaningReport
+from sgdkern.label_files.page import page_is_possible, write_page
 from sgdkern.label_files.reading import LabelledData, read_labelled
 from sgdkern.label_files.writing import write_cleaned_copy, write_gallery, write_keep_list, write_summary
 
 __all__ = ["CleaningReport", "LabelledData", "clean_data_set", "read_labelled"]
-
-
-@dataclass(frozen=True)
-class CleaningReport:
-    """What was found in a data set, and the files that say so.
-
-    Attributes:
-        issues: one row a sample.
-        names: [N] what each sample is called: its path in the folder, or its row.
-        noise_rate: estimated share of wrong labels, with an interval.
-        class_noise_rates: by given label.
-        source_noise_rates: by source; empty where no source column was named.
-        confused_pairs: (true label, given label, samples), most frequent first.
-        budget: how many samples a person will review; None where not said.
-        expected_precision: the share of wrong labels to expect among those; None without a budget.
-        files: what was written, by kind.
-        seconds: how long it took.
-    """
-
-    issues: LabelIssues
-    names: Any
-    noise_rate: NoiseRate
-    class_noise_rates: dict[Any, NoiseRate]
-    source_noise_rates: dict[Any, NoiseRate]
-    confused_pairs: list[tuple[Any, Any, float]]
-    budget: int | None
-    expected_precision: float | None
-    files: dict[str, Path]
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the findings as plain numbers and strings, ready for JSON."""
-        return {
-            "schema_version": 1,
-            "num_samples": self.issues.num_samples,
-            "num_issues": self.issues.num_issues,
-            "method": self.issues.method,
-            "noise_rate": _plain(self.noise_rate),
-            "class_noise_rates": {str(name): _plain(rate) for name, rate in self.class_noise_rates.items()},
-            "source_noise_rates": {str(name): _plain(rate) for name, rate in self.source_noise_rates.items()},
-            "confused_pairs": [
-                {"true": str(true), "given": str(given), "samples": samples}
-                for true, given, samples in self.confused_pairs
-            ],
-            "budget": self.budget,
-            "expected_precision": self.expected_precision,
-            "files": {kind: path.name for kind, path in self.files.items()},
-        }
 
 
 def clean_data_set(
@@ -81,8 +34,9 @@ def clean_data_set(
     """Find the wrong labels of a data set on disk and write what was found to a folder of its own.
 
     Writes ``label_issues.csv`` (worst first, with the suggested label), ``keep.txt`` (names of the samples to keep),
-    ``summary.json``, with a budget ``review.csv`` (the so many worst), with images ``gallery.png`` (needs matplotlib),
-    and on demand a cleaned copy. The data themselves are only read.
+    ``summary.json``, ``report.html`` (one page that needs no other file; needs matplotlib and jinja2), with a budget
+    ``review.csv`` (the so many worst), with images ``gallery.png``, and on demand a cleaned copy. The data themselves
+    are only read.
 
     Args:
         path: a folder with one subfolder of images a class, or a .csv, .tsv, .parquet or .npz file.
@@ -135,19 +89,24 @@ def clean_data_set(
         files["gallery"] = gallery
     if copy:
         files["cleaned"] = write_cleaned_copy(data, issues, folder)
+    files["summary"] = folder / "summary.json"
+    if page_is_possible():
+        files["report"] = folder / "report.html"
     report = CleaningReport(
         issues=issues,
         names=data.names,
         noise_rate=cleaner.noise_rate_,
+        noise_matrix=cleaner.noise_matrix_,
         class_noise_rates=dict(cleaner.class_noise_rates_),
         source_noise_rates=dict(cleaner.source_noise_rates_) if data.sources is not None else {},
-        confused_pairs=cleaner.noise_matrix_.confused_pairs(),
         budget=budget,
         expected_precision=None if budget is None else issues.expected_precision(budget),
-        files=files | {"summary": folder / "summary.json"},
+        files=files,
         seconds=time.perf_counter() - start,
     )
-    write_summary(report.as_dict(), folder / "summary.json")
+    write_summary(report.as_dict(), files["summary"])
+    if "report" in files:
+        write_page(data, report, files["report"])
     tell(1.0, "done")
     return report
 
@@ -161,8 +120,3 @@ def _share_of(cleaner: LabelCleaner, tell: Callable[[float, str], None]) -> Call
         tell(0.05 + 0.9 * done / rounds, f"round {number} of {rounds}, epoch {epoch}")
 
     return on_epoch
-
-
-def _plain(rate: NoiseRate) -> dict[str, float]:
-    """A rate as numbers."""
-    return {"estimate": rate.estimate, "low": rate.low, "high": rate.high}

@@ -29,6 +29,7 @@ class LabelledData:
         sources: [N] who gave the label, or None.
         images: [N, H, W] or [N, H, W, 3] uint8 to look at, or None.
         origin: the file or folder.
+        features: [F] what the columns of `inputs` are called, or None where the inputs are no table.
     """
 
     inputs: Array
@@ -37,6 +38,7 @@ class LabelledData:
     sources: Array | None
     images: Array | None
     origin: Path
+    features: tuple[str, ...] | None = None
 
 
 def read_labelled(
@@ -87,9 +89,8 @@ def read_labelled(
         raise ValueError(f"read_labelled: {path.name} must have feature columns beside the labels, got none.")
     inputs = np.stack([_numbers(columns[name], name, path) for name in features], axis=1)
     labels = _labels(columns[label], path)
-    return LabelledData(
-        inputs, labels, np.arange(len(labels)), None if source is None else np.asarray(columns[source]), None, path
-    )
+    sources = None if source is None else np.asarray(columns[source])
+    return LabelledData(inputs, labels, np.arange(len(labels)), sources, None, path, tuple(features))
 
 
 def _read_images(path: Path, size: int) -> LabelledData:
@@ -140,7 +141,9 @@ def _read_npz(path: Path, label_name: str | None, source_name: str | None) -> La
     if not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0, 0])
         raise ValueError(f"read_labelled: {name} of {path.name} must be finite, got NaN or infinity in row {row}.")
-    return LabelledData(values, labels, np.arange(len(labels)), sources, inputs if pictures else None, path)
+    columns = tuple(f"{name}[{place}]" for place in range(values.shape[1])) if values.ndim == 2 else None
+    images = inputs if pictures else None
+    return LabelledData(values, labels, np.arange(len(labels)), sources, images, path, columns)
 
 
 def _read_csv(path: Path) -> tuple[list[str], dict[str, Any]]:

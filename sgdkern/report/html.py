@@ -34,6 +34,10 @@ _SECTIONS = {
         "Two groups of samples",
         "How strongly each group of samples pulls, and whether they pull together (Fig. 4).",
     ),
+    "alignments": (
+        "The groups that you named",
+        "Whether the groups of samples pull together: the cosines of their mean gradients, each against what chance gives.",
+    ),
     "noise": ("The noise of the gradient", "In how many directions of weight space it points (Figs. 2 and 5)."),
     "losses": (
         "The losses of single samples",
@@ -134,8 +138,8 @@ def picture(panel: Panel) -> Picture:
     width, height = panel.figure.get_size_inches()
     return Picture(
         panel=panel,
-        source=_data_uri(svg(panel.figure), "image/svg+xml"),
-        narrow_source=None if panel.narrow is None else _data_uri(svg(panel.narrow), "image/svg+xml"),
+        source=data_uri(svg(panel.figure), "image/svg+xml"),
+        narrow_source=None if panel.narrow is None else data_uri(svg(panel.narrow), "image/svg+xml"),
         width=round(100 * width),
         height=round(100 * height),
     )
@@ -187,7 +191,7 @@ def _card(run: RunFolder, issues: Issues, row: int, pictures: dict[int, int]) ->
     chance = float(issues.p_wrong[row])
     source = None
     if run.samples is not None and index in pictures:
-        source = _data_uri(_enlarged(run.samples.images[pictures[index]]), "image/png")
+        source = data_uri(enlarged(run.samples.images[pictures[index]]), "image/png")
     return Card(
         index=index,
         source=source,
@@ -199,13 +203,29 @@ def _card(run: RunFolder, issues: Issues, row: int, pictures: dict[int, int]) ->
     )
 
 
-def _enlarged(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """A PNG of a small picture, every pixel a crisp square."""
+def enlarged(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """Draw a small picture larger, every pixel a crisp square.
+
+    Args:
+        image: uint8 [H, W] or [H, W, 3].
+
+    Returns:
+        The content of a PNG file.
+    """
     factor = max(1, round(_CARD_PIXELS / max(image.shape[:2])))
     buffer = io.BytesIO()
     Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _data_uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
+    """Put a file's content where a page wants an address.
+
+    Args:
+        content: The file's content.
+        kind: Its media type.
+
+    Returns:
+        The data URI.
+    """
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
