@@ -9,6 +9,9 @@ projections that the full reorthogonalisation computes anyway, not from the thre
 vanished direction that was replaced by a random one and rounding in the products then need no special case. Nothing
 here knows where the matrix comes from.
 
+The Krylov space of b random vectors holds min(m, b) copies of an eigenvalue of multiplicity m. So where b equal ones
+are among the pairs wanted there may be more, and b further random vectors are let in until some copy stays away.
+
 Reference: Golub and Underwood (1977), the block Lanczos method; Wu and Simon (2000), thick restart; Parlett (1998),
     chapters 6 and 13.
 """
@@ -139,9 +142,8 @@ def leading_eigenpairs(
 ) -> RitzPairs:
     """Find leading eigenpairs by block Lanczos with full reorthogonalisation and thick restart.
 
-    Eigenvalues of a multiplicity above the block size are found only as far as rounding or a replaced direction
-    brings them in: choose the block accordingly. A pair counts as converged when ‖A x − θ x‖ ≤ max(tolerance · θ, 32
-    ε θ_1), ε of the dtype that `matvec` returns.
+    A pair counts as converged when ‖A x − θ x‖ ≤ max(tolerance · θ, 32 ε θ_1), ε of the dtype that `matvec` returns;
+    eigenvalues closer than that are copies of one. All copies of an eigenvalue are found, whatever the block.
 
     Args:
         matvec: Product with the symmetric positive semidefinite matrix, [n, k] -> [n, k].
@@ -187,10 +189,26 @@ def leading_eigenpairs(
         norms = krylov.residual_norms(rotation)
         count = min(wanted(values), n)
         floor = _ROUNDING * krylov.rounding * float(values[0].clamp(min=0))
-        done = count <= len(values) and bool((norms[:count] <= (tolerance * values[:count]).clamp(min=floor)).all())
-        if done or exhausted or spent:
-            remedy = "" if done or exhausted else "raise max_matvecs or the tolerance"
+        # Random vectors that came in on the way had time to show what they hold when the next pair is as good, too.
+        judged = count + (krylov.num_random > block)
+        limits = (tolerance * values[:judged]).clamp(min=floor)
+        done = judged <= len(values) and bool((norms[:judged] <= limits).all())
+        crowded = done and most_copies(values[:count], limits[:count], floor) >= krylov.num_random
+        if (done and not crowded) or exhausted or spent:
+            remedy = "" if (done and not crowded) or exhausted else "raise max_matvecs or the tolerance"
             break
+        if crowded and count + 2 * block > capacity:
+            remedy = (
+                f"raise max_basis above {capacity} or the block: an eigenvalue may have more copies than were found"
+            )
+            break
+        if crowded:
+            # Half of the tolerance is left for what comes in; until the pairs are that good, the basis grows on.
+            if krylov.dropped_norm(rotation[:, :count], limits[:count]) <= 0.5:
+                krylov.renew(rotation[:, :count], values[:count])
+                restarts, next_check, kept_before = restarts + 1, 0, 0.0
+                continue
+            next_check = 0
         if full:
             # Half of what is not wanted yet goes, but two blocks of room are needed to gain anything.
             keep = min((count + capacity) // 2, capacity - 2 * block)
@@ -203,6 +221,31 @@ def leading_eigenpairs(
     count = min(count, len(values))
     vectors = krylov.basis.T @ rotation[:, :count]
     return RitzPairs(values[:count], vectors, norms[:count], not remedy, krylov.num_matvecs, restarts, remedy)
+
+
+def most_copies(values: Tensor, limits: Tensor, floor: float) -> int:
+    """The most eigenvalues that are equal within their limit, have one below them, and are not at the floor.
+
+    More copies of the smallest value, or of zero, would change nothing.
+
+    Args:
+        values: Ritz values, descending [k].
+        limits: How far a copy may be off [k].
+        floor: What counts as zero.
+
+    Returns:
+        The number of copies, at least 0.
+    """
+    most, copies, first, room = 0, 0, float("inf"), 0.0
+    for value, limit in zip(values.tolist(), limits.tolist(), strict=True):
+        if first - value <= room:
+            copies += 1
+            continue
+        most = max(most, copies)
+        copies, first, room = 1, value, limit
+        if value <= floor:
+            break
+    return most
 
 
 class _Growth:
@@ -235,11 +278,14 @@ class _Krylov:
         self._projected = start.new_zeros(0, 0)
         self._scale = 0.0  # a lower bound of ‖A‖
         self._factor = start.new_zeros(0, 0)
+        self._dropped = start.new_zeros(0, 0)  # residuals of the first rows that no later block took up
         self.size = 0
         self.num_matvecs = 0
+        self.num_random = 0  # random vectors that the basis grew from
         self.rounding = torch.finfo(start.dtype).eps
         self.residual = start.T
         self.next, _ = self._orthonormal(start.T)
+        self._random_next = self._block
 
     @property
     def basis(self) -> Tensor:
@@ -254,6 +300,7 @@ class _Krylov:
     def extend(self) -> None:
         """Append the next block and orthogonalise A times it against all rows."""
         block, old = self.next, self.size
+        self.num_random += self._random_next
         self._reserve(old + len(block))
         self._rows[old : old + len(block)] = block
         self.size += len(block)
@@ -288,12 +335,35 @@ class _Krylov:
         return values.flip(0), rotation.flip(1)
 
     def residual_norms(self, rotation: Tensor) -> Tensor:
-        """‖R_b y_last‖ of each column y of the rotation."""
-        norms: Tensor = torch.linalg.vector_norm(self._factor @ rotation[self.size - self._factor.shape[1] :], dim=0)
-        return norms
+        """‖R_b y_last‖ of each column y of the rotation, and what was dropped of it by `renew`."""
+        norms: Tensor = torch.linalg.vector_norm(self._last(rotation), dim=0)
+        return norms + torch.linalg.vector_norm(self._lost(rotation), dim=0)
+
+    def _last(self, rotation: Tensor) -> Tensor:
+        """The residuals of Ritz vectors in the next block [b, k]."""
+        return self._factor @ rotation[self.size - self._factor.shape[1] :]
+
+    def _lost(self, rotation: Tensor) -> Tensor:
+        """The residuals of Ritz vectors in blocks that were dropped [·, k]."""
+        return self._dropped @ rotation[: self._dropped.shape[1]]
+
+    def dropped_norm(self, rotation: Tensor, limits: Tensor) -> float:
+        """How large the residuals of these Ritz vectors, or of any mixture of them, are beside their limits."""
+        residuals = torch.cat([self._last(rotation), self._lost(rotation)]) / limits.clamp(
+            min=torch.finfo(limits.dtype).tiny
+        )
+        return float(torch.linalg.matrix_norm(residuals, 2))
+
+    def renew(self, rotation: Tensor, values: Tensor) -> None:
+        """Keep only these Ritz vectors, and go on with random vectors."""
+        residuals = torch.cat([self._last(rotation), self._lost(rotation)])
+        self.restart(rotation, values)
+        self._dropped = residuals
+        self.next, _ = self._orthonormal(self.residual.new_zeros(self._block, self.residual.shape[1]))
 
     def restart(self, rotation: Tensor, values: Tensor) -> None:
         """Keep only the Ritz vectors in the columns of `rotation`; the next block stays what it is."""
+        self._dropped = self._lost(rotation)
         self._rows[: len(values)] = rotation.T @ self.basis
         self.size = len(values)
         self._projected.zero_()
@@ -311,6 +381,7 @@ class _Krylov:
         factor = torch.where(vanished, 0.0, sizes)[:, None] * right
         room = min(self._block, n - self.size)
         live = min(room, int(torch.count_nonzero(~vanished)))
+        self._random_next = room - live
         random = torch.randn(room - live, n, dtype=block.dtype, device=block.device, generator=self._generator)
         block = torch.cat([block[:live], self._project_out(random)])
         # Once more: a block that was mostly inside the basis keeps a rounding error of eps / size, which the second

@@ -257,18 +257,20 @@ class StreamingGradients:
         """What the first pass tells."""
         if self._survey is None:
             self._store.clear()
-            losses, norms, total, size, chunk = [], [], torch.zeros(()), 0, None
+            losses, norms, total, size, chunk = [], [], None, 0, None
             for chunk in self._counted(self._fresh(), None):
                 losses.append(chunk.losses)
                 norms.append(chunk.squared_norms())
-                total = total.to(chunk.device) + chunk.rmatvec(torch.ones_like(chunk.losses)).double()
+                part = chunk.rmatvec(torch.ones_like(chunk.losses))
+                total = part.double() if total is None else total.add_(part)  # in place: P numbers are many
+                del part
                 size += factor_bytes(chunk)
-            if chunk is None:
+            if chunk is None or total is None:
                 raise ValueError(
                     "StreamingGradients: the loader must give at least one batch, got none. Is it exhausted?"
                 )
             count = sum(len(part) for part in losses)
-            mean = (total / count).to(chunk.dtype)
+            mean = total.div_(count).to(chunk.dtype)
             self._survey = _Survey(torch.cat(losses), torch.cat(norms), mean, dict(chunk.parameters), size, len(losses))
         return self._survey
 

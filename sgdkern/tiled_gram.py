@@ -18,8 +18,12 @@ from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.scratch_file import ScratchFile
 from sgdkern.streaming import StreamingGradients
 
-# Rows of a tile: 2048² float32 are 16 MiB, a read long enough for any disk and short beside any memory bound.
-TILE_ROWS = 2048
+# Rows of a tile: 1024² float32 are 4 MiB, a read long enough for any disk and short beside any memory bound.
+TILE_ROWS = 1024
+# What passes by beside the band that is held: a block of rows as a chunk, as its slice, and stacked.
+_BLOCKS_IN_FLIGHT = 3
+# A tile, and the two products it is made of.
+_TILES_IN_FLIGHT = 3
 
 
 class TiledGram:
@@ -29,7 +33,7 @@ class TiledGram:
         source: Per-sample gradients; of a stream, as many tile rows are held at once as fit in the bound, a pass over
             the data for each such band.
         folder: Where the file goes: 2 N² bytes in float32, half of K.
-        memory_bound: Bytes for the factors held of a stream.
+        memory_bound: Bytes for what is held of a stream: a band of tile rows, the block that passes by, and a tile.
     """
 
     def __init__(self, source: GradientMatrix | StreamingGradients, folder: Path, memory_bound: int) -> None:
@@ -58,21 +62,24 @@ def _tiles(
     while first < len(bounds) - 1:
         held: list[GradientMatrix] = []
         room = memory_bound
-        for j, block in enumerate(_row_blocks(source, bounds)):
-            room -= factor_bytes(block) if j == first + len(held) else 0
-            if j == first + len(held) and (room > 0 or not held):
+        for j, block in enumerate(_row_blocks(source, bounds, first), first):
+            size = factor_bytes(block)
+            if j == first:
+                room -= _BLOCKS_IN_FLIGHT * size + _TILES_IN_FLIGHT * block.dtype.itemsize * block.num_samples**2
+            if j == first + len(held) and (size <= room or not held):
                 held.append(block)
-            if j >= first:
-                yield from ((first + i, j, cross_gram(rows, block)) for i, rows in enumerate(held))
+                room -= size
+            yield from ((first + i, j, cross_gram(rows, block)) for i, rows in enumerate(held))
         first += len(held)
 
 
-def _row_blocks(source: GradientMatrix | StreamingGradients, bounds: list[int]) -> Iterator[GradientMatrix]:
-    """One pass over the rows of G, cut at the bounds whatever the chunks."""
+def _row_blocks(source: GradientMatrix | StreamingGradients, bounds: list[int], first: int) -> Iterator[GradientMatrix]:
+    """One pass over the rows of G from a block on, cut at the bounds whatever the chunks."""
     parts: list[GradientMatrix] = []
-    done, block = 0, 0
+    done, block = 0, first
     for chunk in source.chunks():
-        start = 0
+        start = min(max(bounds[first] - done, 0), chunk.num_samples)
+        done += start
         while start < chunk.num_samples:
             stop = min(chunk.num_samples, start + bounds[block + 1] - done)
             parts.append(chunk.select(torch.arange(start, stop)))
