@@ -50,7 +50,7 @@ def test_every_command_has_help_json_and_exit_codes(command: str) -> None:
 
 
 def test_all_commands_are_there() -> None:
-    assert set(COMMANDS) >= {"run", "clean", "report", "verify", "bench", "doctor"}
+    assert set(COMMANDS) >= {"run", "clean", "report", "reproduce", "verify", "bench", "doctor"}
     code, output, _ = call("--help")
     assert code == 0
     assert all(command in output for command in COMMANDS)

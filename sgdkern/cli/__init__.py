@@ -11,6 +11,7 @@ from sgdkern.cli.bench import bench
 from sgdkern.cli.checks import doctor, verify
 from sgdkern.cli.clean import clean
 from sgdkern.cli.report import report
+from sgdkern.cli.reproduce import reproduce
 from sgdkern.cli.run import run
 
 EPILOG = "Exit codes: 0 done, 1 a failure or a finding, 2 wrong usage."
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, clean, report, verify, bench, doctor):
+for command in (run, clean, report, reproduce, verify, bench, doctor):
     app.command(epilog=EPILOG)(command)
 
 
