@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+_CIFAR_SIDE = 32  # pixels
+
 
 @dataclass(frozen=True)
 class RawImages:
@@ -63,6 +65,13 @@ def _torchvision(kind: str) -> Callable[[Path | None, bool, int], RawImages]:
     return load
 
 
+def _cifar10(root: Path | None, download: bool, image_size: int) -> RawImages:
+    """The files that torchvision knows, or folders of images: ``train`` and ``test``, one sub-folder a class."""
+    if root is not None and (root / "train").is_dir() and (root / "test").is_dir():
+        return _folder(root, download, _CIFAR_SIDE)
+    return _torchvision("CIFAR10")(root, download, image_size)
+
+
 def _folder(root: Path | None, download: bool, image_size: int) -> RawImages:
     """One sub-folder of images a class; with ``train`` and ``test`` folders where the user made the split."""
     place = _needed_root("folder", root)
@@ -115,6 +124,6 @@ LOADERS: dict[str, Callable[[Path | None, bool, int], RawImages]] = {
     "digits": _digits,
     "mnist": _torchvision("MNIST"),
     "fashion-mnist": _torchvision("FashionMNIST"),
-    "cifar10": _torchvision("CIFAR10"),
+    "cifar10": _cifar10,
     "folder": _folder,
 }

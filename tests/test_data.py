@@ -150,6 +150,16 @@ def test_folder_with_its_own_split(tmp_path: Path) -> None:
     assert (data.num_train, data.num_test) == (7, 3)
 
 
+def test_cifar10_from_folders_of_images(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"cat": 3, "dog": 4}, size=(32, 32))
+    write_images(tmp_path / "test", {"cat": 2, "dog": 1}, size=(32, 32))
+    data = load_data("cifar10", root=tmp_path, scaling="unit")
+    assert data.train_inputs.shape == (7, 3, 32, 32)
+    stored = {np.asarray(Image.open(path)).tobytes() for path in (tmp_path / "train").rglob("*.png")}
+    assert {image.tobytes() for image in data.train_images} == stored
+    assert data.class_names == ("cat", "dog")
+
+
 def test_folder_of_the_same_size_keeps_every_pixel(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 4, "b": 4}, size=(5, 5))
     data = load_data("folder", root=tmp_path, image_size=5, scaling="unit")
