@@ -6,9 +6,12 @@ instruction, the stand-in says so.
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from native import ROOT, dev_module
 from test_ops import COMPENSATED_TF32_LOSS, ORACLES, assert_accurate, factors, samples
 from torch.utils._pytree import tree_map_only
 
-from sgdkern.ops import OPS, gram, patch_gram
+from sgdkern.ops import OPS, gram, matvec, patch_gram, rmatvec
 
 GPU_BENCHMARK = ROOT / "benchmarks" / "gpu.py"
 
@@ -83,6 +86,40 @@ def test_patch_gram_is_as_accurate_as_plain_pytorch(product):
             result = run_patch_gram(product, args, device, budget)
             assert torch.equal(result, result.T)
             assert_accurate(patch_gram, args, result, loss)
+
+
+LINEAR = pytest.mark.parametrize("product", ["float32", "tf32", "float64"])
+
+
+def run_linear(product, op, args, device=H100):
+    function = getattr(dev_module("cuda_kernels"), f"{op.name}_{product}")
+    inputs, output_grads, other = args
+    return torch.from_numpy(function(rows(inputs), rows(output_grads), other.numpy(), device))
+
+
+@LINEAR
+@DEVICES
+@pytest.mark.parametrize("op", [matvec, rmatvec], ids=["matvec", "rmatvec"])
+def test_matvecs_are_as_accurate_as_plain_pytorch(op, product, device):
+    dtype, loss = PRODUCTS[product]
+    for args in samples(op, dtype, "cpu"):
+        result = run_linear(product, op, args, device)
+        assert torch.equal(result, run_linear(product, op, args, device))
+        assert_accurate(op, args, result, loss)
+
+
+def test_rmatvec_s_operands_are_read_without_bank_conflicts():
+    """A warp reads four rows of eight neighbouring numbers: 4 bytes a lane, or 8 bytes and half a warp."""
+    native = dev_module("cuda_kernels")
+    for place, size, columns in [(native.turned_place_float32, 4, 8), (native.turned_place_float64, 8, 4)]:
+        for first in range(0, 64, 8):
+            banks = [
+                (place(k, column * size // 16) + column * size % 16 + word) // 4 % 32
+                for k in range(4)
+                for column in range(first, first + columns)
+                for word in range(0, size, 4)
+            ]
+            assert sorted(banks) == list(range(32))
 
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16", "float64"])
@@ -341,6 +378,23 @@ def test_the_gpu_benchmark_from_end_to_end(tmp_path):
     check_fields(document)
     assert document["tests"].startswith("skipped")
     assert set(document["sanitizer"]) == {"memcheck", "racecheck", "synccheck", "initcheck"}
+
+
+@pytest.mark.slow
+def test_no_kernel_spills_registers(tmp_path):
+    """On sm_90, where each needs the most: the compiler's own report."""
+    nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    torch_headers = Path(torch.__file__).parent / "include"
+    includes = [f"-I{torch_headers}", f"-I{torch_headers / 'torch/csrc/api/include'}"]
+    flags = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA", "-O3", "-std=c++20", "-arch=sm_90", "-cubin"]
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        command = [nvcc, *flags, *includes, "-Xptxas", "-v", str(source), "-o", str(tmp_path / "cubin")]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+        assert spills
+        assert set(spills) == {("0", "0")}
 
 
 @pytest.mark.gpu

@@ -58,10 +58,22 @@ def minibatch_norms_in_extended_precision(inputs, output_grads, constant_columns
     return np.array(sums, np.longdouble)
 
 
+def matvec_in_extended_precision(inputs, output_grads, vector):
+    a, d, v = (tensor.double().numpy().astype(np.longdouble) for tensor in (inputs, output_grads, vector))
+    return ((a @ v.T) * d).sum(1)
+
+
+def rmatvec_in_extended_precision(inputs, output_grads, weights):
+    a, d, w = (tensor.double().numpy().astype(np.longdouble) for tensor in (inputs, output_grads, weights))
+    return (d * w[:, None]).T @ a
+
+
 ORACLES = {
     "gram": gram_in_extended_precision,
+    "matvec": matvec_in_extended_precision,
     "minibatch_norms": minibatch_norms_in_extended_precision,
     "patch_gram": patch_gram_in_extended_precision,
+    "rmatvec": rmatvec_in_extended_precision,
 }
 
 

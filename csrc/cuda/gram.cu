@@ -18,16 +18,6 @@ void check_factor(const Tensor& factor, const Tensor& first) {
   STD_TORCH_CHECK(factor.scalar_type() == first.scalar_type(), "gram: factors must share one dtype");
 }
 
-Tensor rows_contiguous(const Tensor& factor) {
-  return factor.stride(1) == 1 || factor.size(1) <= 1 ? factor : torch::stable::contiguous(factor);
-}
-
-template <class Element>
-Factor<Element> factor_of(const Tensor& factor) {
-  const Element* data = static_cast<const Element*>(factor.const_data_ptr());
-  return {data, factor.size(1), factor.stride(0), alignment_of(data, factor.stride(0))};
-}
-
 template <class Product>
 void run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& output_grads,
          const std::vector<bool>& constant_columns, const Tensor& result) {

@@ -99,29 +99,30 @@ struct Cursor {
   }
 };
 
-// Starts the copy of features [begin, begin + kDepth) of samples [first, first + kSamples); zeros past the ends.
-template <class Tile, class Element>
-__device__ inline void load_operand(const Factor<Element>& factor, int64_t num_samples, int64_t first, int64_t begin,
-                                    char* operand) {
+// Starts the copy of kRowChunks chunks of each of kRows rows, from feature `begin` and row `first` on, to where place(row,
+// chunk) says; zeros past the ends.
+template <unsigned kRows, unsigned kRowChunks, unsigned kThreads, class Element, class Place>
+__device__ inline void load_rows(const Factor<Element>& factor, int64_t num_rows, int64_t first, int64_t begin,
+                                 char* operand, const Place& place) {
   constexpr int kPerChunk = kChunkBytes / sizeof(Element);
-  static_assert(Tile::kSamples * kChunks % Tile::kThreads == 0);
+  static_assert(kRows * kRowChunks % kThreads == 0);
   // Calls copy(target, source, valid) for this thread's chunks: of their 16 bytes, `valid` are the factor's.
   const auto each_chunk = [&](unsigned at, const auto& copy) {
-    const unsigned row = (at + threadIdx.x) / kChunks, chunk = (at + threadIdx.x) % kChunks;
+    const unsigned row = (at + threadIdx.x) / kRowChunks, chunk = (at + threadIdx.x) % kRowChunks;
     const int64_t sample = first + row, feature = begin + chunk * kPerChunk;
-    const int64_t left = sample < num_samples ? factor.features - feature : 0;
+    const int64_t left = sample < num_rows ? factor.features - feature : 0;
     const int valid = left <= 0 ? 0 : left < kPerChunk ? static_cast<int>(left * sizeof(Element)) : kChunkBytes;
-    copy(operand + chunk_place<Element>(row, chunk), valid ? factor.data + sample * factor.stride + feature : factor.data,
+    copy(operand + place(row, chunk), valid ? factor.data + sample * factor.stride + feature : factor.data,
          valid);
   };
   if (factor.copy_bytes == kChunkBytes) {
 #pragma unroll
-    for (unsigned at = 0; at < Tile::kSamples * kChunks; at += Tile::kThreads) {
+    for (unsigned at = 0; at < kRows * kRowChunks; at += kThreads) {
       each_chunk(at, [](char* target, const Element* source, int valid) { copy_async<16>(target, source, valid); });
     }
   } else if (factor.copy_bytes >= 4) {
 #pragma unroll 1
-    for (unsigned at = 0; at < Tile::kSamples * kChunks; at += Tile::kThreads) {
+    for (unsigned at = 0; at < kRows * kRowChunks; at += kThreads) {
       each_chunk(at, [](char* target, const Element* source, int valid) {
         for (int k = 0; k < kChunkBytes; k += 4) {
           const int left = valid - k;
@@ -131,7 +132,7 @@ __device__ inline void load_operand(const Factor<Element>& factor, int64_t num_s
     }
   } else {
 #pragma unroll 1
-    for (unsigned at = 0; at < Tile::kSamples * kChunks; at += Tile::kThreads) {
+    for (unsigned at = 0; at < kRows * kRowChunks; at += kThreads) {
       each_chunk(at, [](char* target, const Element* source, int valid) {
         for (int k = 0; k < kPerChunk; ++k) {
           reinterpret_cast<Element*>(target)[k] = k * int{sizeof(Element)} < valid ? source[k] : Element{};
@@ -139,6 +140,15 @@ __device__ inline void load_operand(const Factor<Element>& factor, int64_t num_s
       });
     }
   }
+}
+
+// Features [begin, begin + kDepth) of samples [first, first + kSamples).
+template <class Tile, class Element>
+__device__ inline void load_operand(const Factor<Element>& factor, int64_t num_samples, int64_t first, int64_t begin,
+                                    char* operand) {
+  load_rows<Tile::kSamples, kChunks, Tile::kThreads>(factor, num_samples, first, begin, operand, [](unsigned row, unsigned chunk) {
+    return chunk_place<Element>(row, chunk);
+  });
 }
 
 // Bytes of shared memory: the stages, and K of the tile.
@@ -193,7 +203,8 @@ __global__ void __launch_bounds__(Tile::kThreads, (kMostResident<Product, Tile>)
     __syncthreads();  // all copies of this stage are there, and all threads are done with the one before
     load((stage + kStages - 1) % kStages);
     const char* const rows = stages + stage * Tile::kStageBytes;
-    add_stage(rows, now.row == now.column ? rows : rows + Tile::kOperandBytes, sums);
+    const char* const columns = now.row == now.column ? rows : rows + Tile::kOperandBytes;
+    add_stage(Rows<Element>{rows}, Rows<Element>{columns}, sums);
 
     if (now.ends_factor(layers)) {
       const Layer<Element>& layer = layers.layer[now.layer];

@@ -36,9 +36,16 @@ bool wants_large_tiles(int64_t num_samples, const Device& device) {
   return 16 * rounds(LargeTile::kSamples) <= 5 * rounds(SmallTile::kSamples);
 }
 
+inline int64_t small_tiles(int64_t count) { return (count + SmallTile::kSamples - 1) / SmallTile::kSamples; }
+
+// sum [count] = the sum of parts [num_parts, count]. `queue` launches: queue(kernel, shape, arguments...).
+template <class Sum, class Queue>
+void add_parts(Queue queue, const Device& device, const Sum* parts, int64_t num_parts, int64_t count, Sum* sum) {
+  const int64_t blocks = std::min((count + kSumThreads - 1) / kSumThreads, device.multiprocessors * 8);
+  if (blocks) queue(sum_parts<Sum>, Shape{blocks, kSumThreads, 0}, parts, static_cast<int>(num_parts), count, sum);
+}
+
 // A Gram matrix, summed over layers, in one launch or several.
-//
-// `Queue` launches: queue(kernel, shape, arguments...).
 template <class Product, class Queue>
 class GramSum {
  public:
@@ -78,9 +85,7 @@ class GramSum {
 
   // sum [N, N] = the sum of the parts.
   void finish(const Sum* parts, int64_t num_parts, Sum* sum) {
-    const int64_t count = num_samples_ * num_samples_;
-    const int64_t blocks = std::min((count + kSumThreads - 1) / kSumThreads, device_.multiprocessors * 8);
-    if (blocks) queue_(sum_parts<Sum>, Shape{blocks, kSumThreads, 0}, parts, static_cast<int>(num_parts), count, sum);
+    add_parts(queue_, device_, parts, num_parts, num_samples_ * num_samples_, sum);
   }
 
  private:

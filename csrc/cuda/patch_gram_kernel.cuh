@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(SmallTile::kThreads, (kMostResident<Product, S
     load(stage + kStages - 1);
     find_positions(stage + kStages);
     const char* const rows = stages + stage % kStages * SmallTile::kStageBytes;
-    add_stage(rows, rows + SmallTile::kOperandBytes, sums);
+    add_stage(Rows<Element>{rows}, Rows<Element>{rows + SmallTile::kOperandBytes}, sums);
   }
   each_number<SmallTile>([&](int i, int j, int k) {
     const int64_t output = output0 + SmallTile::row(i, k), tap = tap0 + SmallTile::column(j, k);

@@ -17,9 +17,8 @@ struct ChunkSizes {
 
   ChunkSizes(int64_t num_samples, int64_t num_outputs, int64_t num_taps, int64_t element_size, int64_t budget) {
     constexpr int64_t kSide = SmallTile::kSamples;
-    const auto tiles_of = [](int64_t count) { return (count + kSide - 1) / kSide; };
     const int64_t most = budget / (std::max<int64_t>(num_samples, 1) * element_size * kSide * kSide);  // tiles a sample
-    const int64_t tap_tiles = std::clamp<int64_t>(most, 1, std::max<int64_t>(tiles_of(num_taps), 1));
+    const int64_t tap_tiles = std::clamp<int64_t>(most, 1, std::max<int64_t>(small_tiles(num_taps), 1));
     const int64_t output_tiles = std::max<int64_t>(1, most / tap_tiles);
     taps = std::min(tap_tiles * kSide, num_taps);
     outputs = std::min(output_tiles * kSide, num_outputs);
@@ -35,10 +34,10 @@ void patch_gram(const PatchLayer<Source>& layer, Queue queue, const Device& devi
                 typename Product::Sum* gram) {
   using Sum = typename Product::Sum;
   // Sums of products of 16-bit numbers are float32 numbers, to be multiplied as such.
-  using Rows = std::conditional_t<sizeof(Source) == 2, CompensatedTf32, Product>;
+  using Squares = std::conditional_t<sizeof(Source) == 2, CompensatedTf32, Product>;
   const int64_t num_samples = layer.num_samples;
   const ChunkSizes sizes(num_samples, layer.num_outputs, layer.num_taps, sizeof(Sum), budget);
-  GramSum<Rows, Queue> sum(queue, device, num_samples);
+  GramSum<Squares, Queue> sum(queue, device, num_samples);
   constexpr int64_t kDepth = kRowBytes / sizeof(Sum);
   const int64_t pieces = (sizes.outputs * sizes.taps + kDepth - 1) / kDepth;
   const int64_t num_parts = std::clamp<int64_t>(std::min(sum.most_parts(), pieces / 4), 1, kMostLayers);
@@ -47,8 +46,7 @@ void patch_gram(const PatchLayer<Source>& layer, Queue queue, const Device& devi
 
   const auto add = [&](const PatchChunk& chunk) {
     const int64_t features = chunk.num_outputs * chunk.num_taps;
-    const auto tiles_of = [](int64_t count) { return (count + SmallTile::kSamples - 1) / SmallTile::kSamples; };
-    const int64_t blocks = num_samples * tiles_of(chunk.num_outputs) * tiles_of(chunk.num_taps);
+    const int64_t blocks = num_samples * small_tiles(chunk.num_outputs) * small_tiles(chunk.num_taps);
     if (blocks) {
       queue(patch_gradients<Product, Source>, Shape{blocks, SmallTile::kThreads, patch_shared_bytes<Product>()}, layer,
             chunk, gradients);

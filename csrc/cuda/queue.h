@@ -50,6 +50,17 @@ inline Device device_numbers(int32_t device) {
           number(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 }
 
+// A tensor [M, features] whose rows are contiguous.
+inline torch::stable::Tensor rows_contiguous(const torch::stable::Tensor& tensor) {
+  return tensor.stride(1) == 1 || tensor.size(1) <= 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+template <class Element>
+Factor<Element> factor_of(const torch::stable::Tensor& tensor) {
+  const Element* data = static_cast<const Element*>(tensor.const_data_ptr());
+  return {data, tensor.size(1), tensor.stride(0), alignment_of(data, tensor.stride(0))};
+}
+
 // Whether the user allowed TF32 (torch.set_float32_matmul_precision("high"), say): as PyTorch's own products do, by the
 // mode in which it hands out cuBLAS's handle.
 inline bool tf32_is_allowed() {

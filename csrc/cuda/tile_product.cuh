@@ -4,7 +4,7 @@
 // Stage    both operands as [sample, 128 bytes]. The eight 16-byte chunks of a sample are permuted by its number, so
 //          that the eight rows that are read, or written, at a time lie in different banks.
 // Numerics the matrix instructions add in float32 but truncate (Fasi, Higham, Mikaitis, Pranesh, PeerJ Comput. Sci. 7
-//          e330, 2021), which drifts: of 784 positive terms by some 50 units in the last place. So they add up at most
+//          e330, 2021), which drifts: 784 positive terms, eight a time, lose 28 units in the last place. So they add up at most
 //          16 (TF32) or 32 (16-bit) features, which ordinary, rounded additions sum: Ootomo and Yokota, IJHPCA 36(4),
 //          2022, found the same.
 // float32  is split in two TF32 numbers, x = big + small; big big' + big small' + small big' is kept, small small' (at
@@ -68,22 +68,29 @@ __device__ inline unsigned chunk_place(unsigned row, unsigned chunk) {
   return row * kRowBytes + (chunk ^ turn) * kChunkBytes;
 }
 
-// Rows [row, row + 16), chunks [chunk, chunk + 2), in the order of a left fragment.
+// Reads fragments of an operand [row, 128 bytes]. A left one has rows [row, row + 16), chunks [chunk, chunk + 2); right
+// ones, two at a time, rows [row, row + 8) and [row + 8, row + 16).
 template <class Element>
-__device__ inline void load_left_fragment(uint32_t (&fragment)[4], const char* operand, unsigned row, unsigned chunk) {
-  const unsigned lane = threadIdx.x % 32;
-  load_blocks(fragment, operand + chunk_place<Element>(row + lane % 16, chunk + lane / 16));
-}
+struct Rows {
+  const char* operand;
 
-// Rows [row, row + 16), chunks [chunk, chunk + 2): two right fragments of 8 rows.
-template <class Element>
-__device__ inline void load_right_fragments(uint32_t (&first)[2], uint32_t (&second)[2], const char* operand, unsigned row,
-                                            unsigned chunk) {
-  const unsigned lane = threadIdx.x % 32;
-  uint32_t blocks[4];
-  load_blocks(blocks, operand + chunk_place<Element>(row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
-  first[0] = blocks[0], first[1] = blocks[1], second[0] = blocks[2], second[1] = blocks[3];
-}
+  __device__ void left(uint32_t (&fragment)[4], unsigned row, unsigned chunk) const {
+    const unsigned lane = threadIdx.x % 32;
+    load_blocks(fragment, operand + chunk_place<Element>(row + lane % 16, chunk + lane / 16));
+  }
+  __device__ void right(uint32_t (&first)[2], uint32_t (&second)[2], unsigned row, unsigned chunk) const {
+    const unsigned lane = threadIdx.x % 32;
+    uint32_t blocks[4];
+    load_blocks(blocks, operand + chunk_place<Element>(row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+    first[0] = blocks[0], first[1] = blocks[1], second[0] = blocks[2], second[1] = blocks[3];
+  }
+  // Of doubles: this lane's element of eight rows.
+  __device__ Element element(unsigned row, unsigned chunk) const {
+    const unsigned lane = threadIdx.x % 32;
+    const char* place = operand + chunk_place<Element>(row + lane / 4, chunk + lane % 4 / 2);
+    return reinterpret_cast<const Element*>(place)[lane % 2];
+  }
+};
 
 __device__ inline void split(uint32_t bits, uint32_t& big, uint32_t& small) {
   const float value = __uint_as_float(bits), nearest = nearest_tf32(value);
@@ -103,16 +110,18 @@ struct CompensatedTf32 {
     uint32_t big[2], small[2];
   };
 
-  static __device__ Left left(const char* operand, unsigned row, unsigned chunk) {
+  template <class Operand>
+  static __device__ Left left(const Operand& operand, unsigned row, unsigned chunk) {
     uint32_t bits[4];
-    load_left_fragment<float>(bits, operand, row, chunk);
+    operand.left(bits, row, chunk);
     Left left;
     for (int k = 0; k < 4; ++k) split(bits[k], left.big[k], left.small[k]);
     return left;
   }
-  static __device__ void right(const char* operand, unsigned row, unsigned chunk, Right& first, Right& second) {
+  template <class Operand>
+  static __device__ void right(const Operand& operand, unsigned row, unsigned chunk, Right& first, Right& second) {
     uint32_t bits[2][2];
-    load_right_fragments<float>(bits[0], bits[1], operand, row, chunk);
+    operand.right(bits[0], bits[1], row, chunk);
     for (int k = 0; k < 2; ++k) split(bits[0][k], first.big[k], first.small[k]);
     for (int k = 0; k < 2; ++k) split(bits[1][k], second.big[k], second.small[k]);
   }
@@ -141,17 +150,19 @@ struct Plain {
   static __device__ void round(uint32_t& bits) {
     if constexpr (sizeof(Element) == 4) bits = __float_as_uint(nearest_tf32(__uint_as_float(bits)));
   }
-  static __device__ Left left(const char* operand, unsigned row, unsigned chunk) {
+  template <class Operand>
+  static __device__ Left left(const Operand& operand, unsigned row, unsigned chunk) {
     Left left;
     for (int h = 0; h < 2; ++h) {
-      load_left_fragment<Element>(left.bits[h], operand, row, chunk + 2 * h);
+      operand.left(left.bits[h], row, chunk + 2 * h);
       for (int k = 0; k < 4; ++k) round(left.bits[h][k]);
     }
     return left;
   }
-  static __device__ void right(const char* operand, unsigned row, unsigned chunk, Right& first, Right& second) {
+  template <class Operand>
+  static __device__ void right(const Operand& operand, unsigned row, unsigned chunk, Right& first, Right& second) {
     for (int h = 0; h < 2; ++h) {
-      load_right_fragments<Element>(first.bits[h], second.bits[h], operand, row, chunk + 2 * h);
+      operand.right(first.bits[h], second.bits[h], row, chunk + 2 * h);
       for (int k = 0; k < 2; ++k) round(first.bits[h][k]), round(second.bits[h][k]);
     }
   }
@@ -179,16 +190,13 @@ struct Float64 {
     double value;
   };
 
-  static __device__ double element(const char* operand, unsigned row, unsigned chunk) {
-    const unsigned lane = threadIdx.x % 32;
-    const char* place = operand + chunk_place<double>(row + lane / 4, chunk + lane % 4 / 2);
-    return reinterpret_cast<const double*>(place)[lane % 2];
+  template <class Operand>
+  static __device__ Left left(const Operand& operand, unsigned row, unsigned chunk) {
+    return {{operand.element(row, chunk), operand.element(row + 8, chunk)}};
   }
-  static __device__ Left left(const char* operand, unsigned row, unsigned chunk) {
-    return {{element(operand, row, chunk), element(operand, row + 8, chunk)}};
-  }
-  static __device__ void right(const char* operand, unsigned row, unsigned chunk, Right& first, Right& second) {
-    first.value = element(operand, row, chunk), second.value = element(operand, row + 8, chunk);
+  template <class Operand>
+  static __device__ void right(const Operand& operand, unsigned row, unsigned chunk, Right& first, Right& second) {
+    first.value = operand.element(row, chunk), second.value = operand.element(row + 8, chunk);
   }
   static __device__ void add(double (&sums)[4], const Left& left, const Right& right) {
     multiply_float64(sums, left.value, right.value);
@@ -196,8 +204,8 @@ struct Float64 {
 };
 
 // One stage: sums += rows columns^T.
-template <class Product, class Tile>
-__device__ inline void add_stage(const char* rows, const char* columns, Sums<Product, Tile>& sums) {
+template <class Product, class Tile, class Left, class Right>
+__device__ inline void add_stage(const Left& rows, const Right& columns, Sums<Product, Tile>& sums) {
 #pragma unroll 1  // unrolled, the compensated product needs more registers than there are
   for (unsigned chunk = 0; chunk < kChunks; chunk += Product::kStep) {
     typename Product::Right right[Tile::kColumnBlocks];

@@ -3,6 +3,7 @@
 #include "device_on_cpu.h"
 #include "faulty_kernels.h"
 #include "../cuda/gram_launch.h"
+#include "../cuda/matvec_launch.h"
 #include "../cuda/patch_gram_launch.h"
 
 #include <pybind11/numpy.h>
@@ -84,6 +85,28 @@ py::array patches(const py::array& inputs, const py::array& output_grads, const 
   return result;
 }
 
+template <class Product>
+py::array matvec_of(const py::array& inputs, const py::array& output_grads, const py::array& vector, const Numbers& device) {
+  using Element = typename Product::Element;
+  py::array_t<Element> result(inputs.shape(0));
+  std::deque<std::vector<Element>> kept;
+  const auto allocate = [&](int64_t count) { return kept.emplace_back(count, NAN).data(); };
+  matvec<Product>(factor_of<Element>(inputs), factor_of<Element>(output_grads), factor_of<Element>(vector),
+                  inputs.shape(0), Queue{}, device_of(device), allocate, result.mutable_data());
+  return result;
+}
+
+template <class Product>
+py::array rmatvec_of(const py::array& inputs, const py::array& output_grads, const py::array& weights, const Numbers& device) {
+  using Element = typename Product::Element;
+  py::array_t<Element> result({output_grads.shape(1), inputs.shape(1)});
+  std::deque<std::vector<Element>> kept;
+  const auto allocate = [&](int64_t count) { return kept.emplace_back(count, NAN).data(); };
+  rmatvec<Product>(factor_of<Element>(inputs), factor_of<Element>(output_grads), static_cast<const Element*>(weights.data()),
+                   inputs.shape(0), Queue{}, device_of(device), allocate, result.mutable_data());
+  return result;
+}
+
 // Samples in a tile, blocks, threads, bytes of shared memory of a block, parts.
 template <class Product>
 py::tuple plan(int64_t num_samples, int64_t num_layers, const Numbers& numbers) {
@@ -123,6 +146,12 @@ PYBIND11_MODULE(cuda_kernels, module) {
   define<Plain<BFloat16>>(module, "bfloat16");
   define<Plain<Float16>>(module, "float16");
   define<Float64>(module, "float64");
+  module.def("matvec_float32", &matvec_of<CompensatedTf32>);
+  module.def("matvec_tf32", &matvec_of<Plain<float>>);
+  module.def("matvec_float64", &matvec_of<Float64>);
+  module.def("rmatvec_float32", &rmatvec_of<CompensatedTf32>);
+  module.def("rmatvec_tf32", &rmatvec_of<Plain<float>>);
+  module.def("rmatvec_float64", &rmatvec_of<Float64>);
   module.def("patch_gram_float32", &patches<CompensatedTf32, float>);
   module.def("patch_gram_tf32", &patches<Plain<float>, float>);
   module.def("patch_gram_bfloat16", &patches<Plain<float>, BFloat16>);
@@ -131,6 +160,8 @@ PYBIND11_MODULE(cuda_kernels, module) {
   module.def("patch_shared_bytes", [] { return std::max(patch_shared_bytes<CompensatedTf32>(), patch_shared_bytes<Float64>()); });
   module.def("tiles", &tiles, "The order of the tiles of a triangle.");
   module.def("chunk_place_float64", [](unsigned row, unsigned chunk) { return chunk_place<double>(row, chunk); });
+  module.def("turned_place_float32", [](unsigned k, unsigned chunk) { return Turned<float>::place(k, chunk); });
+  module.def("turned_place_float64", [](unsigned k, unsigned chunk) { return Turned<double>::place(k, chunk); });
   module.def("forgets_to_wait", [] { return run_faulty(forgets_to_wait); });
   module.def("forgets_a_barrier", [] { return run_faulty(forgets_a_barrier); });
   module.def("diverges_at_a_barrier", [] { return run_faulty(diverges_at_a_barrier); });

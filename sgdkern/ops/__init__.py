@@ -2,11 +2,14 @@
 
 In reading order:
     gram: the Gram matrix of per-sample gradients from the factors of layers that are used once a sample.
+    matvec, rmatvec: what a linear layer adds to G v, and what Gᵀ w has of it.
     patch_gram: the same for a layer that is used at several positions, a convolution or a sequence layer.
 """
 
 from sgdkern.ops.gram import gram
+from sgdkern.ops.matvec import matvec
 from sgdkern.ops.patch_gram import patch_gram
 from sgdkern.ops.registry import LIBRARIES, OPS, Cost, Op
+from sgdkern.ops.rmatvec import rmatvec
 
-__all__ = ["LIBRARIES", "OPS", "Cost", "Op", "gram", "patch_gram"]
+__all__ = ["LIBRARIES", "OPS", "Cost", "Op", "gram", "matvec", "patch_gram", "rmatvec"]
