@@ -15,9 +15,9 @@ from sgdkern.levels import alternating_levels
 LEARNED, MEMORISED = 0.10, 0.06
 _TRAINED = 0.01  # training error that ends phase III, the truth's own definition
 NEARLY_TRAINED = 0.05  # σ_λ² that rises earlier than this is not phase IV
-# Before a run is nearly trained, a pause in learning can look like a phase II. Pauses on the development half lasted at
-# most a factor of 1.5 in steps, but for two that ended with σ_λ² rising; phases II at least 2.2 (pair noise: 1.3).
-LASTING, _STEADY = 2.0, 0.1
+# Before a run is nearly trained, a pause in learning can look like a phase II. Pauses on the development runs lasted at
+# most a factor of 1.8 in steps after the first epoch; phases II at least 2.2 (pair noise: 1.3).
+LASTING = 2.0
 _FALLEN = 0.30  # of the maximum of A: finds the same moment where no training error was kept
 _BALANCE, _OPPOSED = 2.0, -0.5  # of A0_c / A0_w and of R_cw, for known groups
 _GRID = 80  # points over which log σ_λ² is laid, evenly in the logarithm of the step
@@ -86,17 +86,14 @@ def has_lasted(history: History, dates: Dates) -> bool:
     """Say whether what ends at T23 is a phase II rather than a pause in learning, in a run that goes on.
 
     Args:
-        history: Records with `sigma_lambda2`, up to some time after T23.
+        history: The run.
         dates: T12 and T23.
 
     Returns:
-        Whether it has ended, lasted for a factor of 2 in steps, and σ_λ² has not risen since.
+        Whether it has ended, after the first epoch, for a label that was never seen is not memorised, and lasted for a
+        factor of 2 in steps.
     """
-    if not np.isfinite(dates.t23) or dates.t23 < LASTING * max(dates.t12, 1.0):
-        return False
-    within = (history.steps >= dates.t12) & (history.steps <= dates.t23)
-    curve = np.log(np.maximum(history.column("sigma_lambda2"), np.finfo(np.float64).tiny))
-    return bool(np.median(curve[history.steps > dates.t23]) <= np.median(curve[within]) + _STEADY)
+    return bool(np.isfinite(dates.t23) and dates.t23 >= max(LASTING * max(dates.t12, 1.0), epoch_steps(history)))
 
 
 def trained_step(history: History, order: LearningOrder | None) -> float:
@@ -137,11 +134,22 @@ def first_scored_step(history: History) -> float:
     Returns:
         At least 1.
     """
+    return max(1.0, _EPOCH_SHARE * epoch_steps(history))
+
+
+def epoch_steps(history: History) -> float:
+    """Return the steps of an epoch; 0 where they are unknown.
+
+    Args:
+        history: A run.
+
+    Returns:
+        By the epochs of the records, or by the header's `num_samples` and `batch_size`.
+    """
     known = [record for record in history if record.epoch]
     if known:
-        return max(1.0, _EPOCH_SHARE * known[-1].step / float(known[-1].epoch or 1.0))
-    per_epoch = float(history.header.get("num_samples", 0)) / float(history.header.get("batch_size", 1))
-    return max(1.0, _EPOCH_SHARE * per_epoch)
+        return known[-1].step / float(known[-1].epoch or 1.0)
+    return float(history.header.get("num_samples", 0)) / float(history.header.get("batch_size", 1))
 
 
 def date_by_division(order: LearningOrder, division: Division, centre: float, *, begin: float = 1.0) -> Dates:

@@ -13,6 +13,10 @@ from sgdkern.phase_dates import Dates, has_lasted, level_dates, trained_step
 from sgdkern.phase_judgement import judge, learning_order_of
 from sgdkern.phases import FOUR, TWO, label_phases
 
+# How far the label of the finished run may lie from an event's date, as a factor in steps: nine of ten development runs
+# kept to it (docs/phases.md, "The alarm").
+_WITHIN = {"II": 4.0, "III": 2.5, "IV": 1.25, "exploration": 2.0}
+
 # A change is announced when so many records in a row show it: one record alone is often noise. A pause in learning can
 # look like the beginning of phase II for longer, and nothing is lost by telling that one later.
 _IN_A_ROW = {"I": 4, "II": 2, "III": 1}
@@ -34,20 +38,22 @@ class PhaseEvent:
         step: The step at which it is dated to have begun.
         seen_at: The step of the record that showed it.
         advice: What that means for the run, in a sentence.
+        within: Factor in steps within which `label_phases` puts the change once the run is finished, nine times of ten.
     """
 
     name: str
     step: int
     seen_at: int
     advice: str
+    within: float
 
 
 class PhaseDetector:
     """Watches the records of a run and tells changes of phase as they happen.
 
     With margins in the records all changes are told; without them phase II is passed over, and phase III is the first
-    event. Each event is final: a phase is announced once, in order, and its date is not revised. How far the dates lie
-    from those that `label_phases` gives for the finished run, and how late they come, is measured in docs/phases.md.
+    event. Each event is final: a phase is announced once, in order, and its date is not revised; the event says how far
+    the label of the finished run may lie from it (`within`). How late events come is measured in docs/phases.md.
 
     Args:
         header: What holds for the whole run, as of `History`: `num_samples` and `batch_size` tell how long an epoch is,
@@ -89,7 +95,7 @@ class PhaseDetector:
             return None
         self._seen = 0
         self.phase, step = found
-        return PhaseEvent(self.phase, int(step), record.step, _ADVICE[self.phase])
+        return PhaseEvent(self.phase, int(step), record.step, _ADVICE[self.phase], _WITHIN[self.phase])
 
     def _leaves_first(self) -> tuple[str, float] | None:
         phases = label_phases(self._history)

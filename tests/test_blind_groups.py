@@ -40,3 +40,14 @@ def test_the_groups_follow_the_samples_not_their_order() -> None:
 )
 def test_where_there_are_no_two_groups_there_are_none(scores: np.ndarray) -> None:
     assert presumed_wrong(scores) is None
+
+
+@pytest.mark.parametrize("gap", [2.5, 4.0, 10.0])
+def test_the_groups_are_those_of_scikit_learns_mixture(gap: float) -> None:
+    mixture = pytest.importorskip("sklearn.mixture")
+    scores = scores_of((1_000, 600), gap=gap)
+    reference = mixture.GaussianMixture(2, means_init=[[0.0], [gap]], tol=1e-9, max_iter=2_000).fit(scores[:, None])
+    wrong = presumed_wrong(scores)
+    assert wrong is not None
+    differ = wrong != (reference.predict(scores[:, None]) == 1)
+    assert differ.mean() < 0.005  # samples at the very boundary

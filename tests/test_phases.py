@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sgdkern.history import GroupRecord, History, Record
-from sgdkern.learning_order import LearningOrder, running_median
+from sgdkern.learning_order import LearningOrder, agreement, running_median
 from sgdkern.levels import alternating_levels
+from sgdkern.phase_dates import Dates, has_lasted
 from sgdkern.phase_detector import PhaseDetector
 from sgdkern.phase_truth import phase_agreement, phases_from_test_error
 from sgdkern.phases import Phase, Phases, label_phases
@@ -150,6 +151,54 @@ def test_a_division_follows_the_signs_of_the_margins_around_its_moment():
     assert order.fitted_labels().tolist() == [0, 2]
 
 
+def test_memorising_counts_by_how_strongly_a_label_was_contradicted():
+    margins = np.full((6, 4), -1.0, dtype=np.float32)
+    margins[:, 0] = 1.0  # fitted throughout
+    margins[:4, 1], margins[4:, 1] = -0.1, 0.1  # hard: learned in the end, never contradicted much
+    order = LearningOrder(np.geomspace(1, 1e5, 6).astype(int), margins, np.zeros((6, 4), dtype=int))
+    division = order.divide(100.0)
+    assert division.contradicted.tolist() == [False, True, True, True]
+    np.testing.assert_allclose(division.memorised, [0, 0, 0, 0, 0.1 / 2.1, 0.1 / 2.1], rtol=1e-6)
+
+
+def fleiss(answers):
+    """Chance-corrected agreement by looking at every pair of records of every sample."""
+    records, samples = answers.shape
+    pairs = [
+        answers[i, n] == answers[j, n] for n in range(samples) for i, j in itertools.permutations(range(records), 2)
+    ]
+    frequencies = [np.mean(answers == answer) for answer in range(answers.max() + 1)]
+    chance = sum(frequency**2 for frequency in frequencies)
+    return (np.mean(pairs) - chance) / (1 - chance)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agreement_of_records_is_fleiss_kappa(seed):
+    rng = np.random.default_rng(seed)
+    answers = np.where(rng.random((5, 30)) < 0.2 * seed, 2, rng.integers(0, 4, (5, 30)))
+    assert agreement(answers) == pytest.approx(fleiss(answers))
+
+
+def test_agreement_is_one_for_always_and_nought_for_chance():
+    assert agreement(np.tile(np.arange(6) % 3, (4, 1))) == pytest.approx(1.0)
+    assert abs(agreement(np.random.default_rng(0).integers(0, 10, (20, 5_000)))) < 0.01
+    assert agreement(np.zeros((4, 9), dtype=int)) == 0.0  # one answer for all: no better than chance
+    assert agreement(np.zeros((1, 9), dtype=int)) == agreement(np.zeros((4, 1), dtype=int)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("dates", "lasted"),
+    [
+        (Dates(20, 40, np.inf), True),
+        (Dates(20, 39, np.inf), False),  # not twice as long
+        (Dates(2, 11, np.inf), False),  # within the first epoch of 12 steps: most labels were never seen
+        (Dates(20, np.inf, np.inf), False),  # has not ended
+    ],
+)
+def test_a_pause_in_learning_is_no_phase_ii(dates, lasted):
+    assert has_lasted(planted(last=60), dates) is lasted
+
+
 def test_a_single_record_that_differs_is_smoothed_away():
     margins = np.array([[1], [1], [-1], [1], [1]], dtype=np.float32)
     assert LearningOrder(np.arange(5), margins, np.zeros((5, 1), dtype=int)).fitted.all()
@@ -270,6 +319,21 @@ def test_the_detector_announces_each_phase_once_and_soon(rate):
         assert abs(np.log(event.step / planted_at)) < 0.4
         assert event.seen_at < 3 * planted_at
         assert event.advice
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_an_event_comes_a_few_records_after_the_change_and_holds_within_what_it_says(rate):
+    history = planted(rate=rate)
+    _, events = watched(history)
+    finished = label_phases(history)
+    for event, label, behind in zip(events, (finished.t12, finished.t23, finished.t34), (12, 5, 5)):
+        assert 1 / event.within <= event.step / label <= event.within
+        assert np.searchsorted(history.steps, event.seen_at) - np.searchsorted(history.steps, event.step) <= behind
+
+
+def test_the_detector_waits_for_enough_of_a_run():
+    assert watched(planted(last=200))[1] == []
+    assert [event.name for event in watched(planted(last=1_500))[1]] == ["II"]
 
 
 def test_without_margins_the_detector_announces_the_end_of_phase_ii():
