@@ -4,8 +4,8 @@
 once; what they showed led to three repairs, for which `confirmation` was added, and looked at once after them. Since
 then all three have been seen, and count as development, with `further` runs where numbers lay close.
 
-`second` is the second judgement. Its runs, with seeds that were used nowhere else, were written down after the rule was
-final and before one of them was made, and are looked at once.
+`second` is the second judgement. Its runs, with seeds that were used nowhere else, were written down before one of them
+was made, and looked at once, after the rule was final.
 """
 
 from __future__ import annotations

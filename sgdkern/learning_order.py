@@ -148,4 +148,5 @@ def _median(values: NDArray[np.float64]) -> float:
 
 def _share(fitted: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted share of the samples that are fitted, at each record; of an empty group none."""
-    return fitted @ (weights / max(float(weights.sum()), np.finfo(np.float64).tiny))
+    share: NDArray[np.float64] = fitted @ (weights / max(float(weights.sum()), np.finfo(np.float64).tiny))
+    return share
