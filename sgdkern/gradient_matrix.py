@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdkern import ops
 from sgdkern.columns import Columns, Derived, Entry, Whole, merged, overlap, restricted, same_place
-from sgdkern.factors import Dense, Explicit, can_stack, chunks, stack
-from sgdkern.gram_routes import add_gram, add_gram_by_rows
+from sgdkern.factors import Explicit, can_stack, chunks, gram_products, stack
+from sgdkern.gram_routes import add_gram_by_rows, add_grams, norms_of_sums, squared_norms
 
 # `dense` refuses to build more than this: G is meant never to exist.
 DENSE_LIMIT_BYTES = 2 * 2**30
@@ -166,10 +165,14 @@ class GradientMatrix:
         weights = torch.as_tensor(weights)
         if "gram" in self._cache:
             return self._cache["gram"] @ weights.to(self.device, self.dtype)
-        out = torch.zeros_like(weights, dtype=self.dtype, device=self.device)
-        for group in self._components():  # [p, k] of one layer at a time, never [P, k]
-            out += group.matvec(group.rmatvec(weights))
-        return out
+        columns = self._columns(weights, self.num_samples, "gram_matvec", "N")
+        out = torch.zeros_like(columns)
+        for group in self._components():  # [p, k] of a part of one layer at a time, never [P, k]
+            if group.plain:
+                out += gram_products(group.entries[0].factors, columns)
+            else:
+                out += group.matvec(group.rmatvec(columns))
+        return out.view(weights.shape)
 
     def covariance_matvec(self, vector: Tensor) -> Tensor:
         """Σ v with Σ = (G − 1ḡᵀ)ᵀ(G − 1ḡᵀ)/N, [P] or [P, k] as ``vector``."""
@@ -188,7 +191,7 @@ class GradientMatrix:
     def _component_norms(self) -> Tensor:
         """Squared norms of one component, [N]."""
         if self.plain:
-            return self.entries[0].factors.squared_norms()
+            return squared_norms(self.entries[0].factors)
         norms = [self.losses[:0].to(self.dtype)]
         for start, stop in chunks(self.num_samples, self._like.element_size() * self.num_params):
             norms.append(self.rows(start, stop).square().sum(1))
@@ -198,21 +201,17 @@ class GradientMatrix:
         """K = G Gᵀ, [N, N]; kept with the gradient matrix, so do not write into it."""
         if "gram" not in self._cache:
             gram = self._like.new_zeros(self.num_samples, self.num_samples)
-            groups = self._components()
-            single = [group.entries[0].factors for group in groups if group.plain]
-            dense = [factors for factors in single if isinstance(factors, Dense) and factors.num_positions == 1]
-            if dense:
-                inputs = [factors.inputs[:, 0] for factors in dense]
-                grads = [factors.output_grads[:, 0] for factors in dense]
-                gram = ops.gram(inputs, grads, [factors.bias for factors in dense])
-            for factors in single:
-                if not any(factors is other for other in dense):
-                    add_gram(gram, factors)
-            for group in groups:
-                if not group.plain:
-                    add_gram_by_rows(gram, group.rows, group.num_params)
+            self.add_gram_to(gram)
             self._cache["gram"] = gram
         return self._cache["gram"]
+
+    def add_gram_to(self, gram: Tensor) -> None:
+        """K += G Gᵀ, in place: [N, N]."""
+        groups = self._components()
+        add_grams(gram, [group.entries[0].factors for group in groups if group.plain])
+        for group in groups:
+            if not group.plain:
+                add_gram_by_rows(gram, group.rows, group.num_params)
 
     @property
     def has_gram(self) -> bool:
@@ -268,14 +267,15 @@ class GradientMatrix:
             raise ValueError(f"minibatch_squared_norms: indices must be [M, B], got {list(indices.shape)}.")
         num_minibatches, size = indices.shape
         indices = indices.to(self.device)
-        if "gram" in self._cache:
-            return self._cache["gram"][indices[:, :, None], indices[:, None, :]].mean((1, 2))
-        per_sample = max((entry.factors.bytes_per_sample for entry in self.entries), default=1)
-        parts = [
-            self.select(indices[start:stop]).squared_norms()
-            for start, stop in chunks(num_minibatches, size * per_sample)
-        ]
-        return torch.cat(parts) / size**2
+        if "gram" in self._cache or self.num_samples**2 <= 2 * num_minibatches * size**2:  # K has no more pairs
+            return self.gram()[indices[:, :, None], indices[:, None, :]].mean((1, 2))
+        groups = self._components()
+        norms = norms_of_sums([group.entries[0].factors for group in groups if group.plain], indices, self._like)
+        for group in groups:
+            if not group.plain:
+                for place, members in enumerate(indices):
+                    norms[place] += group.select(members).rmatvec(self._like.new_ones(size)).square().sum()
+        return norms / size**2
 
     def select(self, indices: Tensor | Sequence[int] | slice | Any) -> GradientMatrix:
         """Rows of G.

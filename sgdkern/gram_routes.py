@@ -2,15 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from sgdkern import ops
-from sgdkern.factors import Dense, Factors, Lookup, Patches, chunks
+from sgdkern.factors import Dense, Explicit, Factors, Lookup, Patches, chunks
 
 # Where an operation has no compiled twin, its reference holds explicit rows: of as many outputs at a time as fit here.
 SLICE_BYTES = 128 * 2**20
+# Rows that are there already are packed, and so copied, with the dense layers up to so many columns: scales and shifts.
+PACKED_COLUMNS = 4096
+
+
+def as_dense_layer(factors: Factors) -> tuple[Tensor, Tensor, bool] | None:
+    """Factors with one position a sample, as the operations on dense layers take them.
+
+    Args:
+        factors: the factors.
+
+    Returns:
+        Inputs [N, I], output gradients [N, O], and whether there is a constant column; None for other factors. Rows
+        that are there already are a layer whose only input is the constant.
+    """
+    if isinstance(factors, Dense) and factors.num_positions == 1:
+        return factors.inputs[:, 0], factors.output_grads[:, 0], factors.bias
+    if isinstance(factors, Explicit):
+        rows = factors.output_grads
+        return rows.new_empty(len(rows), 0), rows, True
+    return None
+
+
+def _by_kind(layers: Sequence[tuple[Tensor, Tensor, bool]]) -> tuple[list[Tensor], list[Tensor], list[bool]]:
+    """Layers as the operations take them: all inputs, all output gradients, all flags."""
+    return [layer[0] for layer in layers], [layer[1] for layer in layers], [layer[2] for layer in layers]
+
+
+def add_grams(gram: Tensor, layers: Sequence[Factors]) -> None:
+    """K += the Gram matrices of several sets of factors, in place; all dense layers in one operation.
+
+    Args:
+        gram: K, [N, N].
+        layers: the factors, which share no parameter.
+    """
+    dense = []
+    for factors in layers:
+        layer = as_dense_layer(factors)
+        if layer is None or (isinstance(factors, Explicit) and factors.sizes[0] > PACKED_COLUMNS):
+            add_gram(gram, factors)
+        else:
+            dense.append(layer)
+    if dense:
+        gram += ops.gram(*_by_kind(dense))
+
+
+def norms_of_sums(layers: Sequence[Factors], indices: Tensor, like: Tensor) -> Tensor:
+    """‖Σ_{n∈µ} g_n‖² of minibatches µ: by their pairs of samples, or by the sums themselves.
+
+    A pair costs I + O and there are B/2 of them a sample, a sum costs I·O a sample and position.
+
+    Args:
+        layers: factors that share no parameter.
+        indices: members, [M, B].
+        like: gives dtype and device of the result.
+
+    Returns:
+        Squared norms, [M].
+    """
+    size = indices.shape[1]
+    norms, ones = like.new_zeros(len(indices)), like.new_ones(size, 1)
+    pairs = []
+    for factors in layers:
+        layer = as_dense_layer(factors)
+        in_features, out_features = (0, 0) if layer is None else (factor.shape[1] for factor in layer[:2])
+        if layer is not None and (size * (in_features + out_features) < 2 * sum(factors.sizes) or not in_features):
+            pairs.append(layer)
+        else:
+            for place, members in enumerate(indices):
+                norms[place] += factors.select(members).rmatvec(ones).square().sum()
+    if pairs:
+        norms += ops.minibatch_norms(*_by_kind(pairs), indices)
+    return norms
 
 
 def add_gram(gram: Tensor, factors: Factors) -> None:
@@ -47,14 +121,9 @@ def _pairs_are_cheaper(num_samples: int, positions: int, in_features: int, out_f
 
 def _add_gram_of_gradients(gram: Tensor, factors: Factors) -> None:
     """K += R Rᵀ with explicit gradients R, which are stored only where there is no other way."""
-    planar = isinstance(factors, Patches) and factors.groups == 1 and factors.inputs.shape[1] == 1
-    if isinstance(factors, Patches) and planar and len(factors.kernel) <= 2:
-        inputs, grads = factors.inputs[:, 0], factors.output_grads[:, 0]
-        kernel, stride, dilation = list(factors.kernel), list(factors.stride), list(factors.dilation)
-        if len(kernel) == 1:  # one row
-            inputs, grads = inputs[:, :, None], grads[:, :, None]
-            kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
-        gram += ops.patch_gram(inputs, grads, kernel, stride, dilation)
+    plane = _plane(factors)
+    if plane is not None:
+        gram += ops.patch_gram(*plane)
     elif isinstance(factors, Dense):  # a kernel of one over a column of positions
         inputs, grads = (tensor.transpose(1, 2)[..., None] for tensor in (factors.inputs, factors.output_grads))
         gram += ops.patch_gram(inputs, grads, [1, 1], [1, 1], [1, 1])
@@ -62,6 +131,46 @@ def _add_gram_of_gradients(gram: Tensor, factors: Factors) -> None:
             _add_products(gram, factors.output_grads.sum(1))
     else:
         _add_products(gram, factors.rows(0, factors.num_samples))
+
+
+def squared_norms(factors: Factors) -> Tensor:
+    """‖g_n‖² of one set of factors, [N]: for convolutions by pairs of positions or by explicit gradients.
+
+    Args:
+        factors: the factors.
+
+    Returns:
+        Squared norms, [N].
+    """
+    if not isinstance(factors, Patches) or _plane(factors) is None:
+        return factors.squared_norms()
+    positions, out_features = factors.output_grads[0, 0, 0].numel(), factors.weight_shape[0]
+    in_features = factors.sizes[0] // out_features
+    by_pairs = positions * (in_features + out_features) < in_features * out_features
+    numbers = positions * (in_features + positions) if by_pairs else factors.sizes[0]
+    norms = [factors.output_grads.new_zeros(0)]
+    for start, stop in chunks(factors.num_samples, factors.output_grads.element_size() * numbers):
+        some = dataclasses.replace(
+            factors, inputs=factors.inputs[start:stop], output_grads=factors.output_grads[start:stop]
+        )
+        plane = None if by_pairs else _plane(some)
+        if plane is None:
+            norms.append(some.unfolded().squared_norms())
+        else:
+            norms.append(torch.linalg.vector_norm(ops.patch_gradients(*plane), dim=1).square())
+    return torch.cat(norms)
+
+
+def _plane(factors: Factors) -> tuple[Tensor, Tensor, list[int], list[int], list[int]] | None:
+    """The arguments of the operations on a convolution over at most a plane, without groups; None for others."""
+    if not isinstance(factors, Patches) or factors.groups != 1 or factors.inputs.shape[1] != 1:
+        return None
+    inputs, grads = factors.inputs[:, 0], factors.output_grads[:, 0]
+    kernel, stride, dilation = list(factors.kernel), list(factors.stride), list(factors.dilation)
+    if len(kernel) == 1:  # one row
+        inputs, grads = inputs[:, :, None], grads[:, :, None]
+        kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
+    return (inputs, grads, kernel, stride, dilation) if len(kernel) == 2 else None
 
 
 def _add_products(gram: Tensor, rows: Tensor) -> None:

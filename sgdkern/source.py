@@ -49,3 +49,6 @@ class GramSource(Protocol):
 
     def gram(self) -> Tensor:
         """K = G Gᵀ, [N, N]."""
+
+    def gram_matvec(self, weights: Tensor, /) -> Tensor:
+        """K w, [N] or [N, k] as the weights, without K where it is not there."""

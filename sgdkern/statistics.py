@@ -32,7 +32,7 @@ __all__ = [
 # K in float32 takes 4 N² bytes, 16 MiB at N = 2048: about a last-level cache, so that the sums over it cost little.
 # Its N² Σ(I+O) / 2 multiply-adds stay below the 3 N Σ I·O of a forward and backward pass where I·O/(I+O) > N/6, and
 # the passes would have cost 2 N P in any case. Beyond this N the passes win on time as well as on memory.
-_LARGEST_GRAM = 2048
+LARGEST_GRAM = 2048
 # Group means are P numbers each; this many bytes of them are held at once.
 _GROUP_BYTES = 256 * 2**20
 # Rows of K that are converted to float64 at once: 512 · 2048 · 8 bytes = 8 MiB.
@@ -166,7 +166,7 @@ def statistics(
     if source.num_samples < 1:
         raise ValueError("statistics: the source must hold at least one sample, got 0. Is the data set empty?")
     if route == "auto":
-        small = source.num_samples <= _LARGEST_GRAM
+        small = source.num_samples <= LARGEST_GRAM
         affordable = isinstance(source, GramSource) and (small or getattr(source, "has_gram", False))
         route = "gram" if affordable else "passes"
     if route == "passes":
@@ -271,12 +271,19 @@ def _by_gram(source: Any, groups: Groups | None) -> Statistics:
 def _by_passes(source: GradientSource, groups: Groups | None) -> Statistics:
     squared_norms = source.squared_norms().cpu().double()
     _refuse_non_finite(squared_norms)
-    mean = source.mean()
+    if isinstance(source, GramSource):  # a layer at a time
+        weights = torch.full((source.num_samples,), 1 / source.num_samples, dtype=source.dtype, device=source.device)
+        projections = source.gram_matvec(weights).cpu().double()
+        directed_activity = max(float(projections.mean()), 0.0)
+    else:
+        mean = source.mean()
+        projections = source.matvec(mean).cpu().double()
+        directed_activity = sum(float(part.double().square().sum()) for part in mean.split(_BLOCK_PARAMS))
     result = Statistics(
         squared_norms=squared_norms,
-        projections=source.matvec(mean).cpu().double(),
-        directed_activity=sum(float(part.double().square().sum()) for part in mean.split(_BLOCK_PARAMS)),
-        resolution=torch.finfo(mean.dtype).eps * float(squared_norms.mean()),
+        projections=projections,
+        directed_activity=directed_activity,
+        resolution=torch.finfo(source.dtype).eps * float(squared_norms.mean()),
         route="passes",
     )
     return result.with_groups(source, groups)

@@ -37,15 +37,22 @@ def gram_in_extended_precision(inputs, output_grads, constant_columns):
     return sum((a @ a.T + c) * (d @ d.T) for a, d, c in zip(*wide, map(int, constant_columns), strict=True))
 
 
-def patch_gram_in_extended_precision(inputs, output_grads, kernel, stride, dilation):
-    """Sum over positions and taps, one product of numbers a time and sample, then G G^T."""
+def patch_gradients_in_extended_precision(inputs, output_grads, kernel, stride, dilation):
+    """Sum over positions and taps, one product of numbers a time and sample."""
     x, b = (factor.double().numpy().astype(np.longdouble) for factor in (inputs, output_grads))
     gradients = np.zeros((x.shape[0], b.shape[1], x.shape[1], *kernel), np.longdouble)
     for i, j in np.ndindex(*kernel):
         for row, column in np.ndindex(*b.shape[2:]):
             seen = x[:, :, row * stride[0] + i * dilation[0], column * stride[1] + j * dilation[1]]
             gradients[:, :, :, i, j] += b[:, :, row, column, None] * seen[:, None, :]
-    flat = gradients.reshape(x.shape[0], gradients[:1].size)
+    return gradients.reshape(
+        x.shape[0], gradients[0].size if len(x) else b.shape[1] * x.shape[1] * kernel[0] * kernel[1]
+    )
+
+
+def patch_gram_in_extended_precision(*args):
+    """G G^T."""
+    flat = patch_gradients_in_extended_precision(*args)
     return flat @ flat.T
 
 
@@ -72,6 +79,7 @@ ORACLES = {
     "gram": gram_in_extended_precision,
     "matvec": matvec_in_extended_precision,
     "minibatch_norms": minibatch_norms_in_extended_precision,
+    "patch_gradients": patch_gradients_in_extended_precision,
     "patch_gram": patch_gram_in_extended_precision,
     "rmatvec": rmatvec_in_extended_precision,
 }

@@ -1,103 +1,23 @@
 // The CPU twin of sgdkern/ops/patch_gram.py: checks, allocates, calls patch_gram.h.
 
-#include "patch_gram.h"
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
+#include "patches.h"
 
 namespace sgdkern {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Whether each sample [C, H, W] lies densely, channels first or last.
-bool samples_are_dense(const Tensor& t) {
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  const bool first = t.stride(3) == 1 && t.stride(2) == w && t.stride(1) == h * w;
-  const bool last = t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == c * w;
-  return first || last;
-}
-
-Tensor dense(const Tensor& t) { return samples_are_dense(t) ? t : torch::stable::contiguous(t); }
-
-template <class T, class Source>
-void run(const Tensor& inputs, const Tensor& output_grads, const std::vector<int64_t>& kernel,
-         const std::vector<int64_t>& stride, const std::vector<int64_t>& dilation, const Tensor& result) {
-  PatchLayer<Source> layer;
-  layer.inputs = static_cast<const Source*>(inputs.const_data_ptr());
-  layer.output_grads = static_cast<const Source*>(output_grads.const_data_ptr());
-  layer.input_size = inputs.size(1) * inputs.size(2) * inputs.size(3);
-  layer.output_size = output_grads.size(1) * output_grads.size(2) * output_grads.size(3);
-  layer.inputs_stride = inputs.stride(0);
-  layer.output_grads_stride = output_grads.stride(0);
-  layer.num_outputs = output_grads.size(1);
-  layer.output_stride = output_grads.stride(1);
-  for (int64_t c = 0; c < inputs.size(1); ++c) {
-    for (int64_t i = 0; i < kernel[0]; ++i) {
-      for (int64_t j = 0; j < kernel[1]; ++j) {
-        layer.taps.push_back(c * inputs.stride(1) + i * dilation[0] * inputs.stride(2) + j * dilation[1] * inputs.stride(3));
-      }
-    }
-  }
-  for (int64_t i = 0; i < output_grads.size(2); ++i) {
-    for (int64_t j = 0; j < output_grads.size(3); ++j) {
-      layer.input_positions.push_back(i * stride[0] * inputs.stride(2) + j * stride[1] * inputs.stride(3));
-      layer.output_positions.push_back(i * output_grads.stride(2) + j * output_grads.stride(3));
-    }
-  }
-  const auto parallel = [](int64_t count, const auto& body) { torch::stable::parallel_for(0, count, 1, body); };
-  const bool done = patch_gram<T, Source>(layer, result.size(0), best_instruction_set(), parallel,
-                                          static_cast<T*>(result.mutable_data_ptr()));
-  STD_TORCH_CHECK(done, "patch_gram: not enough memory for a packed copy of the factors. Use fewer samples.");
-}
-
 // inputs [N, C, H, W], already padded; output_grads [N, O, H', W'] -> [N, N]
 Tensor patch_gram_cpu(Tensor inputs, Tensor output_grads, std::vector<int64_t> kernel, std::vector<int64_t> stride,
                       std::vector<int64_t> dilation) {
-  STD_TORCH_CHECK(inputs.is_cpu() && output_grads.is_cpu(), "patch_gram: both factors must be on the CPU");
-  STD_TORCH_CHECK(inputs.dim() == 4 && output_grads.dim() == 4, "patch_gram: factors must have 4 axes, got ",
-                  inputs.dim(), " and ", output_grads.dim());
-  STD_TORCH_CHECK(inputs.size(0) == output_grads.size(0), "patch_gram: factors must share N, got ", inputs.size(0),
-                  " and ", output_grads.size(0));
-  STD_TORCH_CHECK(inputs.scalar_type() == output_grads.scalar_type(), "patch_gram: factors must share one dtype");
-  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && dilation.size() == 2,
-                  "patch_gram: kernel, stride and dilation must have two entries");
-  for (int axis = 0; axis < 2; ++axis) {
-    constexpr int64_t kMost = int64_t{1} << 30;  // so that the products below stay in 64 bits
-    for (const int64_t value : {kernel[axis], stride[axis], dilation[axis]}) {
-      STD_TORCH_CHECK(1 <= value && value <= kMost, "patch_gram: kernel, stride and dilation must be positive");
-    }
-    const int64_t outputs = output_grads.size(2 + axis);
-    const int64_t reach = outputs ? (outputs - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1 : 0;
-    STD_TORCH_CHECK(outputs <= kMost && reach <= inputs.size(2 + axis), "patch_gram: patches reach to ", reach,
-                    " of an axis of ", inputs.size(2 + axis));
-  }
+  check_patches("patch_gram", inputs, output_grads, kernel, stride, dilation);
   const ScalarType dtype = inputs.scalar_type();
-  const ScalarType result_dtype = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const int64_t num_samples = inputs.size(0);
-  STD_TORCH_CHECK(num_samples <= 1'000'000'000, "patch_gram: N * N must fit in 64 bits, got N = ", num_samples);
-  const Tensor result = torch::stable::new_empty(inputs, {num_samples, num_samples}, result_dtype);
+  const Tensor result = torch::stable::new_empty(inputs, {num_samples, num_samples}, result_dtype(dtype));
   const Tensor a = dense(inputs), b = dense(output_grads);
-  switch (dtype) {
-    case ScalarType::Float:
-      run<float, float>(a, b, kernel, stride, dilation, result);
-      break;
-    case ScalarType::Double:
-      run<double, double>(a, b, kernel, stride, dilation, result);
-      break;
-    case ScalarType::BFloat16:
-      run<float, BFloat16>(a, b, kernel, stride, dilation, result);
-      break;
-    case ScalarType::Half:
-      run<float, Float16>(a, b, kernel, stride, dilation, result);
-      break;
-    default:
-      STD_TORCH_CHECK(false, "patch_gram: dtype must be float64, float32, bfloat16 or float16");
-  }
+  with_types("patch_gram", dtype, [&]<class T, class Source>() {
+    const bool done = patch_gram<T, Source>(patch_layer<Source>(a, b, kernel, stride, dilation), num_samples,
+                    best_instruction_set(), kTorchThreads, static_cast<T*>(result.mutable_data_ptr()));
+    STD_TORCH_CHECK(done, "patch_gram: not enough memory for a packed copy of the factors. Use fewer samples.");
+  });
   return result;
 }
 

@@ -26,7 +26,8 @@ SGDKERN_INLINE void gradient_block(const T* inputs, const T* output_grads, const
     }
     for (int o = 0; o < Outputs; ++o) {
       for (int v = 0; v < S::kVectors; ++v) {
-        const Vector grad = reinterpret_cast<const Vector*>(b + o * output_stride * S::kPanel)[v];
+        Vector grad = reinterpret_cast<const Vector*>(b + o * output_stride * S::kPanel)[v];
+        SGDKERN_LOADED(grad);
         for (int k = 0; k < Taps; ++k) sums[o][k][v] += grad * operand[k][v];
       }
     }
@@ -44,27 +45,30 @@ template <class T>
 SGDKERN_TARGET void form_gradients(const T* inputs, const T* output_grads, const int64_t* taps, int64_t num_taps,
                                    int64_t outputs, int64_t output_stride, const Positions& positions, T* gradients) {
   using S = Shape<T>;
-  for (int64_t o = 0; o < outputs;) {
-    const T* b = output_grads + o * output_stride * S::kPanel;
-    T* row = gradients + o * num_taps * S::kPanel;
-    const bool some = outputs - o >= kOutputs;
-    int64_t first = 0;
-    do {  // once even without positions: the gradients are zeros then
-      const Positions part{positions.input + first, positions.output + first,
-                           std::min(kBlockPositions, positions.count - first)};
-      const auto form = [&]<int Outputs, int Taps>(int64_t k) SGDKERN_TARGET __attribute__((always_inline)) {
-        gradient_block<T, Outputs, Taps>(inputs, b, taps + k, output_stride, part, first == 0, row + k * S::kPanel,
-                                         num_taps);
-      };
-      int64_t k = 0;
-      for (; k + kTaps <= num_taps; k += kTaps) {
-        some ? form.template operator()<kOutputs, kTaps>(k) : form.template operator()<1, kTaps>(k);
+  int64_t first = 0;
+  do {  // once even without positions: the gradients are zeros then
+    const Positions part{positions.input + first, positions.output + first,
+                         std::min(kBlockPositions, positions.count - first)};
+    for (int64_t tap = 0; tap < num_taps; tap += kBlockTaps) {
+      const int64_t end = std::min(tap + kBlockTaps, num_taps);
+      for (int64_t o = 0; o < outputs;) {
+        const T* b = output_grads + o * output_stride * S::kPanel;
+        T* row = gradients + o * num_taps * S::kPanel;
+        const bool some = outputs - o >= kOutputs;
+        const auto form = [&]<int Outputs, int Taps>(int64_t k) SGDKERN_TARGET __attribute__((always_inline)) {
+          gradient_block<T, Outputs, Taps>(inputs, b, taps + k, output_stride, part, first == 0, row + k * S::kPanel,
+                                           num_taps);
+        };
+        int64_t k = tap;
+        for (; k + kTaps <= end; k += kTaps) {
+          some ? form.template operator()<kOutputs, kTaps>(k) : form.template operator()<1, kTaps>(k);
+        }
+        for (; k < end; ++k) some ? form.template operator()<kOutputs, 1>(k) : form.template operator()<1, 1>(k);
+        o += some ? kOutputs : 1;
       }
-      for (; k < num_taps; ++k) some ? form.template operator()<kOutputs, 1>(k) : form.template operator()<1, 1>(k);
-      first += kBlockPositions;
-    } while (first < positions.count);
-    o += some ? kOutputs : 1;
-  }
+    }
+    first += kBlockPositions;
+  } while (first < positions.count);
 }
 
 // A tile of K on or below the diagonal += rows times columns of packed gradients [N / kPanel, features, kPanel].

@@ -1,6 +1,6 @@
 // Development only, not shipped: the raw CPU kernels by instruction set, on NumPy arrays.
 
-#include "../cpu/gram.h"
+#include "../cpu/minibatch_norms.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -40,14 +40,24 @@ struct Threads {
 };
 
 template <class T>
-py::array_t<T> gram(const std::vector<py::array_t<T>>& inputs, const std::vector<py::array_t<T>>& output_grads,
-                    const std::vector<bool>& constant_columns, const std::string& name, int64_t num_threads) {
+using Arrays = std::vector<py::array_t<T>>;
+
+template <class T>
+std::vector<sgdkern::Layer<T>> layers_of(const Arrays<T>& inputs, const Arrays<T>& output_grads,
+                                         const std::vector<bool>& constant_columns) {
   std::vector<sgdkern::Layer<T>> layers;
   for (std::size_t l = 0; l < inputs.size(); ++l) {
     const auto &a = inputs[l], &d = output_grads[l];
     layers.push_back({a.data(), d.data(), a.shape(1), d.shape(1), a.strides(0) / int64_t{sizeof(T)},
                       d.strides(0) / int64_t{sizeof(T)}, constant_columns[l]});
   }
+  return layers;
+}
+
+template <class T>
+py::array_t<T> gram(const Arrays<T>& inputs, const Arrays<T>& output_grads, const std::vector<bool>& constant_columns,
+                    const std::string& name, int64_t num_threads) {
+  const std::vector<sgdkern::Layer<T>> layers = layers_of(inputs, output_grads, constant_columns);
   const int64_t num_samples = inputs.at(0).shape(0);
   py::array_t<T> result({num_samples, num_samples});
   for (const auto& [known, set] : kNames) {
@@ -58,10 +68,26 @@ py::array_t<T> gram(const std::vector<py::array_t<T>>& inputs, const std::vector
   return result;
 }
 
+template <class T>
+py::array_t<T> minibatch_norms(const Arrays<T>& inputs, const Arrays<T>& output_grads,
+                               const std::vector<bool>& constant_columns, const py::array_t<int64_t>& indices,
+                               const std::string& name, int64_t num_threads) {
+  const std::vector<sgdkern::Layer<T>> layers = layers_of(inputs, output_grads, constant_columns);
+  py::array_t<T> result(indices.shape(0));
+  for (const auto& [known, set] : kNames) {
+    if (known != name) continue;
+    sgdkern::minibatch_norms<T, T>(layers, indices.data(), indices.shape(0), indices.shape(1), set,
+                                   Threads{num_threads}, result.mutable_data());
+  }
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(kernels, module) {
   module.def("instruction_sets", &instruction_sets, "Those that this processor has.");
   module.def("gram_float32", &gram<float>);
   module.def("gram_float64", &gram<double>);
+  module.def("minibatch_norms_float32", &minibatch_norms<float>);
+  module.def("minibatch_norms_float64", &minibatch_norms<double>);
 }

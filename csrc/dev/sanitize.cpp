@@ -1,6 +1,7 @@
 // Development only: the CPU kernels on random shapes, strides and unaligned rows, for AddressSanitizer and UBSan. Each
 // factor lies in an allocation of exactly its size, so that one element read too many is caught.
 
+#include "../cpu/minibatch_norms.h"
 #include "../cpu/patch_gram.h"
 
 #include <cmath>
@@ -48,32 +49,65 @@ const auto kThreads = [](int64_t count, const auto& body) {
   other.join();
 };
 
-template <class T, class Source>
-bool check(int64_t num_samples, InstructionSet set) {
+// One to three layers of random widths.
+template <class Source>
+struct Network {
   std::vector<Factor<Source>> inputs, output_grads;
   std::vector<sgdkern::Layer<Source>> layers;
-  const int64_t num_layers = uniform(1, 3);
-  inputs.reserve(num_layers), output_grads.reserve(num_layers);
-  for (int64_t l = 0; l < num_layers; ++l) {
-    const Factor<Source>& a = inputs.emplace_back(num_samples, uniform(0, 1) ? uniform(0, 20) : uniform(300, 800));
-    const Factor<Source>& d = output_grads.emplace_back(num_samples, uniform(0, 40));
-    layers.push_back({a.memory.data(), d.memory.data(), a.features, d.features, a.stride, d.stride, bool(uniform(0, 1))});
+  explicit Network(int64_t num_samples) {
+    const int64_t num_layers = uniform(1, 3);
+    inputs.reserve(num_layers), output_grads.reserve(num_layers);
+    for (int64_t l = 0; l < num_layers; ++l) {
+      const Factor<Source>& a = inputs.emplace_back(num_samples, uniform(0, 1) ? uniform(0, 20) : uniform(300, 800));
+      const Factor<Source>& d = output_grads.emplace_back(num_samples, uniform(0, 40));
+      layers.push_back(
+          {a.memory.data(), d.memory.data(), a.features, d.features, a.stride, d.stride, bool(uniform(0, 1))});
+    }
   }
+  double product(int64_t i, int64_t j) const {
+    double sum = 0;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      sum += (inputs[l].product(i, j) + double(layers[l].constant_column)) * output_grads[l].product(i, j);
+    }
+    return sum;
+  }
+};
+
+template <class T, class Source>
+bool check(int64_t num_samples, InstructionSet set) {
+  const Network<Source> network(num_samples);
   std::vector<T> result(num_samples * num_samples);
-  if (!sgdkern::gram<T, Source>(layers, num_samples, set, kThreads, result.data())) return false;
+  if (!sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, result.data())) return false;
   for (int probe = 0; probe < 50 && num_samples; ++probe) {
     const int64_t i = uniform(0, num_samples - 1), j = uniform(0, num_samples - 1);
-    double truth = 0, scale = 1e-30;
-    for (int64_t l = 0; l < num_layers; ++l) {
-      const double c = layers[l].constant_column;
-      truth += (inputs[l].product(i, j) + c) * output_grads[l].product(i, j);
-      scale += std::sqrt((inputs[l].product(i, i) + c) * (inputs[l].product(j, j) + c) * output_grads[l].product(i, i) *
-                         output_grads[l].product(j, j));
-    }
+    const double truth = network.product(i, j), scale = std::sqrt(network.product(i, i) * network.product(j, j)) + 1e-30;
     const double error = std::fabs(result[i * num_samples + j] - truth) / scale;
     if (!(error < 1000 * double(std::numeric_limits<T>::epsilon())) ||
         result[i * num_samples + j] != result[j * num_samples + i]) {
       std::printf("N = %ld, (%ld, %ld): relative error %g\n", long(num_samples), long(i), long(j), error);
+      return false;
+    }
+  }
+  return true;
+}
+
+template <class T, class Source>
+bool check_minibatches(int64_t num_samples, InstructionSet set) {
+  const Network<Source> network(num_samples);
+  const int64_t num_minibatches = uniform(0, 5), size = uniform(0, 12);
+  std::vector<int64_t> members(num_samples ? num_minibatches * size : 0);
+  for (int64_t& member : members) member = uniform(0, num_samples - 1);
+  std::vector<T> result(num_samples ? num_minibatches : 0);
+  sgdkern::minibatch_norms<T, Source>(network.layers, members.data(), result.size(), size, set, kThreads, result.data());
+  for (std::size_t m = 0; m < result.size(); ++m) {
+    double truth = 0, scale = 1e-30;
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t j = 0; j < size; ++j) truth += network.product(members[m * size + i], members[m * size + j]);
+      scale += size * network.product(members[m * size + i], members[m * size + i]);
+    }
+    const double error = std::fabs(result[m] - truth) / scale;
+    if (!(error < 1000 * double(std::numeric_limits<T>::epsilon()))) {
+      std::printf("minibatches of %ld, N = %ld: relative error %g\n", long(size), long(num_samples), error);
       return false;
     }
   }
@@ -135,7 +169,12 @@ int main() {
     for (const int64_t num_samples : {0, 1, 2, 13, 31, 32, 33, 95, 97, 193, 384, 389}) {
       for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
                               check<float, sgdkern::BFloat16>(num_samples, set),
-                              check<float, sgdkern::Float16>(num_samples, set), check_patches<float>(num_samples, set),
+                              check<float, sgdkern::Float16>(num_samples, set),
+                              check_minibatches<float, float>(num_samples, set),
+                              check_minibatches<double, double>(num_samples, set),
+                              check_minibatches<float, sgdkern::BFloat16>(num_samples, set),
+                              check_minibatches<float, sgdkern::Float16>(num_samples, set),
+                              check_patches<float>(num_samples, set),
                               check_patches<double>(num_samples, set)}) {
         ++(done ? passed : failed);
       }

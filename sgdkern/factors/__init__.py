@@ -14,7 +14,18 @@ from sgdkern.factors.dense import Dense
 from sgdkern.factors.explicit import Explicit
 from sgdkern.factors.lookup import Lookup
 from sgdkern.factors.patches import Patches
-from sgdkern.factors.protocol import CHUNK_BYTES, Factors, chunks
+from sgdkern.factors.protocol import CHUNK_BYTES, Factors, chunks, gram_products
 from sgdkern.factors.stacking import can_stack, stack
 
-__all__ = ["CHUNK_BYTES", "Dense", "Explicit", "Factors", "Lookup", "Patches", "can_stack", "chunks", "stack"]
+__all__ = [
+    "CHUNK_BYTES",
+    "Dense",
+    "Explicit",
+    "Factors",
+    "Lookup",
+    "Patches",
+    "can_stack",
+    "chunks",
+    "gram_products",
+    "stack",
+]

@@ -65,7 +65,9 @@ class Dense:
         grads, inputs = self.output_grads, self.inputs
         positions, in_features, out_features = self.num_positions, inputs.shape[2], grads.shape[2]
         if positions == 1:
-            return grads.square().sum((1, 2)) * (inputs.square().sum((1, 2)) + float(self.bias))
+            of_grads, of_inputs = (torch.linalg.vector_norm(factor, dim=(1, 2)).square() for factor in (grads, inputs))
+            alone: Tensor = of_grads * (of_inputs + float(self.bias))
+            return alone
         if positions**2 * (in_features + out_features) < (positions + 4) * in_features * out_features:
             norms = [grads.new_zeros(0)]
             for start, stop in chunks(self.num_samples, 2 * grads.element_size() * positions**2):
@@ -84,18 +86,19 @@ class Dense:
             outputs = self.inputs @ vector[:weights].view(-1, self.inputs.shape[2]).T
             if self.bias:
                 outputs += vector[weights:]
-            columns.append(torch.linalg.vecdot(outputs.flatten(1), grads))
+            columns.append(outputs.flatten(1).mul_(grads).sum(1))
         return torch.stack(columns, 1)
 
     def rmatvec(self, weights: Tensor) -> Tensor:
         """Gᵀ w, [p, k]: (w ⊙ B)ᵀ A, one product a vector."""
         inputs = self.inputs.flatten(0, 1)
-        columns = []
-        for weight in weights.unbind(1):
+        columns = inputs.new_empty(weights.shape[1], sum(self.sizes))
+        for weight, column in zip(weights.unbind(1), columns, strict=True):
             grads = (self.output_grads * weight[:, None, None]).flatten(0, 1)
-            column = (grads.T @ inputs).flatten()
-            columns.append(torch.cat([column, grads.sum(0)]) if self.bias else column)
-        return torch.stack(columns, 1)
+            torch.mm(grads.T, inputs, out=column[: self.sizes[0]].view(grads.shape[1], inputs.shape[1]))
+            if self.bias:
+                torch.sum(grads, 0, out=column[self.sizes[0] :])
+        return columns.T
 
     def select(self, indices: Tensor) -> Dense:
         """The factors of samples [M] or of minibatches [M, B]."""

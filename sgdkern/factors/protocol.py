@@ -11,6 +11,8 @@ from torch import Tensor
 # Rows are formed for so many bytes at a time: large enough for full-speed products, small beside an ordinary backward
 # pass.
 CHUNK_BYTES = 64 * 2**20
+# A sum of gradients is multiplied with the factors in parts of this size, which a last-level cache holds.
+SUM_BYTES = 8 * 2**20
 
 
 class Factors(Protocol):
@@ -65,6 +67,22 @@ def output_ranges(output_grads: Tensor, weights: int, limit_bytes: int) -> list[
     num_samples, out_features = output_grads.shape[0], output_grads.shape[2]
     step = max(1, limit_bytes // (output_grads.element_size() * max(1, num_samples * weights)))
     return [(start, min(start + step, out_features)) for start in range(0, out_features, step)]
+
+
+def gram_products(factors: Factors, weights: Tensor) -> Tensor:
+    """K w = G (Gᵀ w) some columns of G at a time, so that what goes between the two products stays in a cache.
+
+    Args:
+        factors: the factors.
+        weights: w, [N, k].
+
+    Returns:
+        [N, k].
+    """
+    products = torch.zeros_like(weights)
+    for part in factors.slices(SUM_BYTES * factors.num_samples):
+        products += part.matvec(part.rmatvec(weights))
+    return products
 
 
 def squared_norms_by_rows(factors: Factors) -> Tensor:

@@ -2,14 +2,29 @@
 
 In reading order:
     gram: the Gram matrix of per-sample gradients from the factors of layers that are used once a sample.
+    minibatch_norms: squared norms of minibatches' summed gradients, the Gram matrix's blocks without the matrix.
     matvec, rmatvec: what a linear layer adds to G v, and what Gᵀ w has of it.
-    patch_gram: the same for a layer that is used at several positions, a convolution or a sequence layer.
+    patch_gradients: explicit gradients of a layer that is used at several positions, a convolution.
+    patch_gram: the same as gram, for a layer that is used at several positions, a convolution or a sequence layer.
 """
 
 from sgdkern.ops.gram import gram
 from sgdkern.ops.matvec import matvec
+from sgdkern.ops.minibatch_norms import minibatch_norms
+from sgdkern.ops.patch_gradients import patch_gradients
 from sgdkern.ops.patch_gram import patch_gram
 from sgdkern.ops.registry import LIBRARIES, OPS, Cost, Op
 from sgdkern.ops.rmatvec import rmatvec
 
-__all__ = ["LIBRARIES", "OPS", "Cost", "Op", "gram", "matvec", "patch_gram", "rmatvec"]
+__all__ = [
+    "LIBRARIES",
+    "OPS",
+    "Cost",
+    "Op",
+    "gram",
+    "matvec",
+    "minibatch_norms",
+    "patch_gradients",
+    "patch_gram",
+    "rmatvec",
+]

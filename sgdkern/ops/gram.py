@@ -11,26 +11,44 @@ from sgdkern.ops.registry import Arguments, Cost, op
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _check(inputs: Sequence[Tensor], output_grads: Sequence[Tensor], constant_columns: Sequence[bool]) -> None:
+def check_dense_factors(
+    op: str, inputs: Sequence[Tensor], output_grads: Sequence[Tensor], constant_columns: Sequence[bool]
+) -> None:
+    """Raise what a user can get wrong about the factors of layers that are used once a sample.
+
+    Args:
+        op: Whose error it is.
+        inputs: One A [N, I] a layer.
+        output_grads: One D [N, O] a layer.
+        constant_columns: One flag a layer.
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit together.
+        NotImplementedError: If there is no arithmetic for the dtype.
+    """
     if not len(inputs) == len(output_grads) == len(constant_columns):
         counts = f"{len(inputs)}, {len(output_grads)} and {len(constant_columns)}"
-        raise ValueError(f"gram: inputs, output_grads and constant_columns must have one entry a layer, got {counts}.")
+        raise ValueError(f"{op}: inputs, output_grads and constant_columns must have one entry a layer, got {counts}.")
     if not inputs:
-        raise ValueError("gram: at least one layer is needed, got none. Did `params` leave any?")
+        raise ValueError(f"{op}: at least one layer is needed, got none. Did `params` leave any?")
     first = inputs[0]
     if first.dtype not in DTYPES:
-        raise NotImplementedError(f"gram: dtype must be one of {[str(d) for d in DTYPES]}, got {first.dtype}.")
+        raise NotImplementedError(f"{op}: dtype must be one of {[str(d) for d in DTYPES]}, got {first.dtype}.")
     for factor in chain(inputs, output_grads):
         if factor.dim() != 2:
-            raise ValueError(f"gram: factors must be [N, features], got {list(factor.shape)}. Flatten other axes.")
+            raise ValueError(f"{op}: factors must be [N, features], got {list(factor.shape)}. Flatten other axes.")
         if factor.shape[0] != first.shape[0]:
             shapes = f"{list(first.shape)} and {list(factor.shape)}"
             raise ValueError(
-                f"gram: factors must share N, got {shapes}. Was a layer called on another number of samples?"
+                f"{op}: factors must share N, got {shapes}. Was a layer called on another number of samples?"
             )
         if factor.dtype != first.dtype or factor.device != first.device:
             kinds = f"{first.dtype} on {first.device} and {factor.dtype} on {factor.device}"
-            raise ValueError(f"gram: factors must share dtype and device, got {kinds}. Convert them first.")
+            raise ValueError(f"{op}: factors must share dtype and device, got {kinds}. Convert them first.")
+
+
+def _check(inputs: Sequence[Tensor], output_grads: Sequence[Tensor], constant_columns: Sequence[bool]) -> None:
+    check_dense_factors("gram", inputs, output_grads, constant_columns)
 
 
 def _cost(inputs: Sequence[Tensor], output_grads: Sequence[Tensor], constant_columns: Sequence[bool]) -> Cost:

@@ -1,36 +1,19 @@
 """The Gram matrix of a layer whose weight is used at several positions: a convolution, or a sequence layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor
 
 from sgdkern.ops.gram import DTYPES
-from sgdkern.ops.registry import Arguments, Cost, op
+from sgdkern.ops.patch_gradients import check_patches, patch_gradients, patch_sample_inputs
+from sgdkern.ops.registry import Cost, op
 
 
 def _check(
     inputs: Tensor, output_grads: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> None:
-    shapes = f"{list(inputs.shape)} and {list(output_grads.shape)}"
-    if inputs.dim() != 4 or output_grads.dim() != 4:
-        raise ValueError(f"patch_gram: factors must be [N, C, H, W] and [N, O, H', W'], got {shapes}.")
-    if inputs.shape[0] != output_grads.shape[0]:
-        raise ValueError(f"patch_gram: factors must share N, got {shapes}.")
-    if inputs.dtype not in DTYPES:
-        raise NotImplementedError(f"patch_gram: dtype must be one of {[str(d) for d in DTYPES]}, got {inputs.dtype}.")
-    if inputs.dtype != output_grads.dtype or inputs.device != output_grads.device:
-        kinds = f"{inputs.dtype} on {inputs.device} and {output_grads.dtype} on {output_grads.device}"
-        raise ValueError(f"patch_gram: factors must share dtype and device, got {kinds}. Convert them first.")
-    for name, values in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
-        if len(values) != 2 or min(values) < 1:
-            raise ValueError(f"patch_gram: {name} must be two positive numbers, got {list(values)}.")
-    for axis in range(2):
-        outputs, size = output_grads.shape[2 + axis], inputs.shape[2 + axis]
-        reach = (outputs - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1
-        if outputs and reach > size:
-            raise ValueError(f"patch_gram: patches reach to {reach} of an axis of {size}. Pad the inputs first.")
+    check_patches("patch_gram", inputs, output_grads, kernel, stride, dilation)
 
 
 def _cost(
@@ -44,32 +27,7 @@ def _cost(
     return Cost(flops, num_bytes + num_samples**2 * max(4, inputs.element_size()))
 
 
-def _sample_inputs(dtype: torch.dtype, device: torch.device) -> Iterator[Arguments]:
-    """Odd sizes, empty axes, strides and dilations, channels first and last, a sequence layer's transposed view."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
-
-    for num_samples, channels, (height, width), outputs, (rows, columns), kernel, stride, dilation in [
-        (3, 1, (1, 1), 1, (1, 1), (1, 1), (1, 1), (1, 1)),
-        (35, 3, (9, 8), 5, (7, 6), (3, 3), (1, 1), (1, 1)),
-        (97, 2, (7, 11), 6, (3, 3), (2, 3), (2, 4), (1, 1)),
-        (20, 5, (10, 9), 7, (3, 5), (3, 2), (2, 1), (2, 3)),
-        (0, 2, (4, 4), 3, (2, 2), (3, 3), (1, 1), (1, 1)),
-        (6, 0, (4, 4), 3, (2, 2), (3, 3), (1, 1), (1, 1)),
-        (6, 2, (4, 4), 3, (0, 2), (3, 3), (1, 1), (1, 1)),
-        (33, 70, (4, 4), 10, (2, 2), (3, 3), (1, 1), (1, 1)),
-    ]:
-        inputs, grads = normal(num_samples, channels, height, width), normal(num_samples, outputs, rows, columns)
-        yield inputs, grads, kernel, stride, dilation
-    last = normal(40, 6, 6, 4).movedim(3, 1)
-    yield last, normal(40, 5, 4, 3).permute(0, 3, 1, 2)[:, :, :, :4], (2, 3), (1, 1), (1, 1)
-    yield normal(50, 9, 21).transpose(1, 2)[..., None], normal(50, 9, 13).transpose(1, 2)[..., None], *[(1, 1)] * 3
-    yield normal(40, 3, 8, 8)[::2, :, 1:, ::2], normal(20, 4, 6, 3), (2, 2), (1, 1), (1, 1)
-
-
-@op(dtypes=DTYPES, check=_check, sample_inputs=_sample_inputs, cost=_cost)
+@op(dtypes=DTYPES, check=_check, sample_inputs=patch_sample_inputs, cost=_cost)
 def patch_gram(
     inputs: Tensor, output_grads: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
@@ -94,14 +52,5 @@ def patch_gram(
         tensor([[9., 3.],
                 [3., 1.]])
     """
-    dtype = torch.promote_types(inputs.dtype, torch.float32)
-    patches, grads = inputs.to(dtype), output_grads.to(dtype)
-    num_samples, channels = inputs.shape[:2]
-    rows, columns = (torch.arange(n, device=inputs.device) for n in grads.shape[2:])
-    gradient = []
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            seen = patches[:, :, rows * stride[0] + i * dilation[0]][..., columns * stride[1] + j * dilation[1]]
-            gradient.append(torch.bmm(grads.flatten(2), seen.flatten(2).transpose(1, 2)))
-    flat = torch.stack(gradient, 3).view(num_samples, grads.shape[1] * channels * len(gradient))
+    flat = patch_gradients.reference(inputs, output_grads, kernel, stride, dilation)
     return flat @ flat.T

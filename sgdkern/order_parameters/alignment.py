@@ -178,6 +178,8 @@ def _minibatch_squared_norms(gram: Tensor, norms: Tensor, indices: Tensor) -> Te
 
 def _sum_products(source: GradientSource, statistics: Statistics, weights: Tensor) -> Tensor:
     """G Gᵀ w, float64 [N] → [N]."""
-    if statistics.route == "gram" and isinstance(source, GramSource):
-        return gram_products(source.gram(), weights[:, None])[:, 0]
+    if isinstance(source, GramSource):
+        if statistics.route == "gram":
+            return gram_products(source.gram(), weights[:, None])[:, 0]
+        return source.gram_matvec(weights.to(source.device, source.dtype)).cpu().double()  # a layer at a time
     return source.matvec(source.rmatvec(weights.to(source.device, source.dtype))).cpu().double()

@@ -1,0 +1,46 @@
+// result [M]: ||sum over n in mu of g_n||^2 of minibatches mu of B samples = sum over pairs i, j in mu of
+// sum over layers (a_i a_j + c) (d_i d_j): the blocks of the Gram matrix (gram.h) that lie within a minibatch, summed.
+//
+// Work     M * B (B + 1) / 2 * sum(I + O) multiply-adds, B rounded up to whole sides of kSide.
+// Traffic  rows are read where they lie, kSide against kSide: B rows of one layer are meant to fit a second-level cache.
+//          Nothing is packed: a row serves in N / (M B) minibatches on average, which is about one.
+// Tiling   a register block is kSide x kSide inner products, each a vector of partial sums along the features.
+// Numerics partial sums run over every kLanes-th feature in order; products of a pair are multiplied and summed over
+//          pairs and layers in float64. A minibatch is one thread's: results do not depend on the number of threads.
+#pragma once
+
+#include "gram.h"
+
+namespace sgdkern {
+
+template <class Source>
+struct MinibatchKernels {
+  double (*squared_norm)(const Layer<Source>* layers, int64_t num_layers, const int64_t* members, int64_t size);
+};
+
+#define SGDKERN_KERNELS "minibatch_norms_block.inl"
+#include "instruction_sets.inl"
+
+template <class T, class Source>
+const MinibatchKernels<Source>& minibatch_kernels_for(InstructionSet set) {
+#ifdef __x86_64__
+  if (set == InstructionSet::kAvx512) return avx512::kMinibatchKernels<T, Source>;
+  if (set == InstructionSet::kAvx2) return avx2::kMinibatchKernels<T, Source>;
+#endif
+  return baseline::kMinibatchKernels<T, Source>;
+}
+
+// members [num_minibatches, size], each in [0, N); `parallel` as in gram.h.
+template <class T, class Source, class Parallel>
+void minibatch_norms(const std::vector<Layer<Source>>& layers, const int64_t* members, int64_t num_minibatches,
+                     int64_t size, InstructionSet set, Parallel&& parallel, T* result) {
+  const MinibatchKernels<Source>& kernels = minibatch_kernels_for<T, Source>(set);
+  parallel(num_minibatches, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      result[m] = static_cast<T>(
+          kernels.squared_norm(layers.data(), static_cast<int64_t>(layers.size()), members + m * size, size));
+    }
+  });
+}
+
+}  // namespace sgdkern

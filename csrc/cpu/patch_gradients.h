@@ -1,0 +1,74 @@
+// result [N, O * taps]: the per-sample gradients of a layer whose weight is used at several positions,
+// g_n[o, tap] = sum over positions t of b_n[o, t] a_n[t, tap].
+//
+// Work     N * T * O * taps multiply-adds, formed as in patch_gram.h: a vector holds one number of several samples.
+// Traffic  the factors are read and packed once, each gradient is transposed out of a first-level cache and written once.
+// Numerics as in patch_gram.h; a sample is one thread's: results do not depend on the number of threads.
+#pragma once
+
+#include "patch_gram.h"
+
+namespace sgdkern {
+
+template <class T>
+struct RowKernels {
+  void (*unpack)(const T* packed, int64_t features, int64_t samples, T* rows, int64_t stride);
+};
+
+#define SGDKERN_KERNELS "patch_gradients_rows.inl"
+#include "instruction_sets.inl"
+
+template <class T>
+const RowKernels<T>& row_kernels_for(InstructionSet set) {
+#ifdef __x86_64__
+  if (set == InstructionSet::kAvx512) return avx512::kRowKernels<T>;
+  if (set == InstructionSet::kAvx2) return avx2::kRowKernels<T>;
+#endif
+  return baseline::kRowKernels<T>;
+}
+
+// Returns false when there was no memory for packed factors; `parallel` as in gram.h.
+template <class T, class Source, class Parallel>
+bool patch_gradients(const PatchLayer<Source>& layer, int64_t num_samples, InstructionSet set, Parallel&& parallel,
+                     T* result) {
+  const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
+  const int64_t num_taps = layer.taps.size(), row = layer.num_outputs * num_taps;
+  const PatchChunk chunk = patch_chunk(layer.num_outputs, num_taps);
+  const Positions positions = positions_of(layer);
+  std::atomic<bool> enough_memory{true};
+  parallel(num_panels, [&](int64_t begin, int64_t end) {
+    Layout layout;
+    const int64_t places[] = {layout.place(panel, layer.input_size, sizeof(T)),
+                              layout.place(panel, layer.output_size, sizeof(T)),
+                              layout.place(panel, chunk.outputs * chunk.taps, sizeof(T))};
+    std::unique_ptr<Workspace> workspace = layout.bytes() < 0 ? nullptr : Workspace::make(layout.bytes());
+    if (!workspace) {
+      enough_memory = false;
+      return;
+    }
+    T* const inputs = reinterpret_cast<T*>(workspace->memory() + places[0]);
+    T* const output_grads = reinterpret_cast<T*>(workspace->memory() + places[1]);
+    T* const gradients = reinterpret_cast<T*>(workspace->memory() + places[2]);
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t first = p * panel, samples = std::min(panel, num_samples - first);
+      pack_samples<T>(layer, first, samples, set, inputs, output_grads);
+      for (int64_t output = 0; output < layer.num_outputs; output += chunk.outputs) {
+        const int64_t outputs = std::min(chunk.outputs, layer.num_outputs - output);
+        for (int64_t tap = 0; tap < num_taps; tap += chunk.taps) {
+          const int64_t taps = std::min(chunk.taps, num_taps - tap);
+          patch_kernels_for<T>(set).form_gradients(inputs, output_grads + output * layer.output_stride * panel,
+                                                   layer.taps.data() + tap, taps, outputs, layer.output_stride,
+                                                   positions, gradients);
+          for (int64_t o = 0; o < outputs; ++o) {
+            row_kernels_for<T>(set).unpack(gradients + o * taps * panel, taps, samples,
+                                           result + first * row + (output + o) * num_taps + tap, row);
+          }
+        }
+      }
+    }
+    Workspace::keep(std::move(workspace));
+  });
+  return enough_memory;
+}
+
+}  // namespace sgdkern
