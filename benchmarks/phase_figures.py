@@ -22,11 +22,11 @@ DATA_MARKS = {"digits": ("o", "#0072B2"), "mnist": ("s", "#E69F00"), "cifar10": 
 
 def draw(halves: dict[str, list[Scored]], folder: Path) -> None:
     """Write phases_example.png, phases_scores.png and phases_confusion.png."""
-    runs = halves.get("judgement") or next(iter(halves.values()))
+    runs = next(iter(halves.values()))
     judged = [run for run in runs if run.is_judged]
     if judged:
         example = min(
-            judged, key=lambda run: (run.config["data"] != "digits", run.config["lr"] != 0.05, run.config["seed"])
+            judged, key=lambda run: (run.config["data"] != "digits", run.config["rate"] != 0.5, run.config["seed"])
         )
         worst = min(judged, key=lambda run: run.score("auto"))
         _timeline(example, folder / "phases_example.png")

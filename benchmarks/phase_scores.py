@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,30 @@ RULES = {
     "none": "σ_λ² alone",
     "given": "known groups, mended criteria",
 }
+DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 NAMES = ("I", "II", "III", "IV", "fast", "exploration")
+TITLES = {
+    "second": "The second judgement",
+    "development": "The development half",
+    "judgement": "The first judgement, seen since",
+    "confirmation": "The confirmation, seen since",
+    "further": "Further development runs",
+}
+SLICES: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "digits": lambda c: c["data"] == "digits",
+    "MNIST": lambda c: c["data"] == "mnist",
+    "CIFAR-10": lambda c: c["data"] == "cifar10",
+    "pair noise": lambda c: c["noise"] == "pair",
+    "noise that may leave a label right": lambda c: c["noise"] == "incl",
+    "B = 5": lambda c: c["batch_size"] == 5,
+    "B = 100": lambda c: c["batch_size"] == 100,
+    "lr .03 to .3, two input scalings": lambda c: c["lr"] in (0.03, 0.3) and c["data"] == "digits",
+    "momentum, weight decay": lambda c: bool(c["momentum"] or c["weight_decay"]),
+    "Adam": lambda c: c["optimiser"] == "adam",
+    "tanh or Xavier": lambda c: c["activation"] == "tanh" or c["init"] == "xavier",
+    "batch normalisation": lambda c: c["model"] == "mlp-batchnorm",
+    "convolutional": lambda c: c["model"] == "cnn",
+}
 JUDGED_RATES = (0.15, 0.75)  # the noise rates over which the mean and the worst score are asked for
 
 
@@ -80,8 +104,11 @@ def summary(runs: list[Scored]) -> dict[str, Any]:
         "clean_runs_with_live_alarm": sum("III" in run.events for run in clean),
         "hopeless_runs": len(hopeless),
         "hopeless_runs_with_four_phases": sum(run.labels["auto"].verdict == "four phases" for run in hopeless),
+        "hopeless_runs_with_live_alarm": sum("III" in run.events for run in hopeless),
         "live": live(judged),
         "alarm": alarm(judged),
+        "alarm_by_data": {data: alarm([run for run in judged if run.config["data"] == data]) for data in DATA},
+        "events_held": held(runs),
         "cleaning": cleaning(judged),
     }  # fmt: skip
 
@@ -119,7 +146,23 @@ def alarm(runs: list[Scored]) -> dict[str, float]:
             error = run.history.column("test_error")
             rows.append((error[-1], run.at("test_error", event.seen_at), run.at("test_error", middle), error.min()))
     names = ("last", "at_alarm", "best_phase_II", "best")
-    return dict(zip(names, np.mean(rows, axis=0).tolist())) if rows else {}
+    return {"runs": len(rows), **dict(zip(names, np.mean(rows, axis=0).tolist()))} if rows else {}
+
+
+def held(runs: list[Scored]) -> dict[str, list[int]]:
+    """How many events the label of the finished run bears out, within what the event says, and how many there were."""
+    dates = {"II": "t12", "III": "t23", "IV": "t34", "exploration": "t12"}
+    found: dict[str, list[int]] = {}
+    for run in runs:
+        label = run.labels["auto"]
+        for name, event in run.events.items():
+            date = getattr(label, dates[name])
+            same_kind = (label.verdict == "two phases") == (name == "exploration")
+            kept = same_kind and date is not None and 1 / event.within <= event.step / max(date, 1) <= event.within
+            counts = found.setdefault(name, [0, 0])
+            counts[0] += kept
+            counts[1] += 1
+    return found
 
 
 def cleaning(runs: list[Scored]) -> dict[str, float]:
@@ -191,73 +234,122 @@ def _settings(row: dict[str, Any]) -> str:
 def markdown(halves: dict[str, list[Scored]]) -> str:
     """All tables."""
     text = [
-        "# Phase labels over the grid",
-        "",
+        "# Phase labels over the grid", "",
         "Made by `benchmarks/phase_grid.py report`. Scores are shares of log-time.",
-    ]
+    ]  # fmt: skip
     for half, runs in halves.items():
-        numbers = summary(runs)
-        text += ["", f"## The {half} half, {numbers['runs']} runs", ""]
-        text += ["| rule | runs at rates .2-.7 | mean | worst |", "| --- | --- | --- | --- |"]
-        for rule, values in numbers["rules"].items():
-            text.append(f"| {RULES[rule]} | {values['runs']} | {values['mean']:.3f} | {values['worst']:.2f} |")
-        text += ["", f"- Clean runs: {numbers['clean_runs']}; labelled with a phase III: "
-                 f"{numbers['clean_runs_with_phase_III']}; live alarms: {numbers['clean_runs_with_live_alarm']}.",
-                 f"- Runs at rate .9: {numbers['hopeless_runs']}; given four phases: "
-                 f"{numbers['hopeless_runs_with_four_phases']}."]  # fmt: skip
-        watch, worth, lost = numbers["live"], numbers["alarm"], numbers["cleaning"]
-        if watch["announced"]:
-            text.append(
-                f"- Live phase III at rates .2-.7: announced {watch['announced']}, missed {watch['missed']}, "
-                f"before half of T23 {watch['earlier_than_half_of_T23']}; median delay a factor "
-                f"{watch['median_delay_factor']:.2f} in steps ({watch['median_delay_records']:.0f} records)."
-            )
-        if worth:
-            text.append(
-                f"- Mean test error: last epoch {worth['last']:.3f}, at the alarm {worth['at_alarm']:.3f}, in mid-"
-                f"phase II as known then {worth['best_phase_II']:.3f}, best epoch {worth['best']:.3f}."
-            )
-        if lost:
-            text.append(
-                f"- AUROC of the loss at the blind cleaning time below the best record's: mean {lost['mean']:.4f}, "
-                f"worst {lost['worst']:.3f}."
-            )
-        text += [
-            "",
-            "Verdicts by noise rate:",
-            "",
-            "| rate | four phases | two phases | no phase II | not enough of a run |",
-        ]
-        text.append("| --- | --- | --- | --- | --- |")
-        for rate, row in verdicts(runs).items():
-            counts = [str(row.get(n, 0)) for n in ("four phases", "two phases", "no phase II", "not enough of a run")]
-            text.append(f"| {rate} | {' | '.join(counts)} |")
-        table = confusion([run for run in runs if run.is_judged])
-        text += ["", "Where log-time goes, rates .2-.7 (rows: truth; columns: label):", ""]
-        text += ["| | " + " | ".join((*NAMES, "none")) + " |", "| --- |" + " --- |" * (len(NAMES) + 1)]
-        for right in (name for name in NAMES if name in table):
-            text.append(f"| {right} | " + " | ".join(f"{table[right][name]:.2f}" for name in (*NAMES, "none")) + " |")
-        text += ["", "| data | settings | noise | seed | score | verdict | T12 truth/label | T23 | T34 |"]
-        text.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-        for row in sorted(rows(runs), key=lambda row: (row["data"], row["rate"], row["noise"], row["seed"])):
-            dates = [
-                " / ".join("–" if step is None else str(step) for step in row[name]) for name in ("t12", "t23", "t34")
-            ]
-            noise = f"{row['noise']} {row['rate']:g}" if row["rate"] else "none"
-            score_text = f"{row['scores']['auto']:.2f}"
-            cells = [row["data"], _settings(row), noise, str(row["seed"]), score_text, row["verdict"], *dates]
-            text.append(f"| {' | '.join(cells)} |")
+        text += ["", f"## {TITLES[half]}, {len(runs)} runs", ""]
+        judged = [run for run in runs if run.is_judged]
+        text += [*_told(summary(runs)), "", *_by_slice(judged), "", *_verdict_table(runs)]
+        text += ["", *_confusion_table(judged), "", *_run_table(runs)]
     return "\n".join(text) + "\n"
+
+
+def _told(numbers: dict[str, Any]) -> list[str]:
+    """Scores of the rules, and what else the targets speak of."""
+    text = ["| rule | runs at rates .2-.7 | mean | worst |", "| --- | --- | --- | --- |"]
+    for rule, values in numbers["rules"].items():
+        text.append(f"| {RULES[rule]} | {values['runs']} | {values['mean']:.3f} | {values['worst']:.2f} |")
+    text += [
+        "",
+        f"- Clean runs: {numbers['clean_runs']}; labelled with a phase III: {numbers['clean_runs_with_phase_III']}; "
+        f"live alarms: {numbers['clean_runs_with_live_alarm']}.",
+        f"- Runs at rate .9: {numbers['hopeless_runs']}; given four phases: "
+        f"{numbers['hopeless_runs_with_four_phases']}; live alarms: {numbers['hopeless_runs_with_live_alarm']}.",
+    ]
+    watch, lost = numbers["live"], numbers["cleaning"]
+    if watch["announced"]:
+        text.append(
+            f"- Live phase III at rates .2-.7: announced {watch['announced']}, missed {watch['missed']}, "
+            f"before half of T23 {watch['earlier_than_half_of_T23']}; median delay a factor "
+            f"{watch['median_delay_factor']:.2f} in steps ({watch['median_delay_records']:.0f} records)."
+        )
+    if numbers["events_held"]:
+        kept = ", ".join(f"{name} {count} of {whole}" for name, (count, whole) in numbers["events_held"].items())
+        text.append(f"- Events that the label of the finished run bears out within what they say: {kept}.")
+    if lost:
+        text.append(
+            f"- AUROC of the loss at the blind cleaning time below the best record's: mean {lost['mean']:.4f}, "
+            f"worst {lost['worst']:.3f}."
+        )
+    return [*text, "", *_alarm_table(numbers)]
+
+
+def _alarm_table(numbers: dict[str, Any]) -> list[str]:
+    """Mean test errors that the alarm saves, by data."""
+    text = ["Mean test error, rates .2-.7, where an alarm was raised:", ""]
+    text += ["| data | runs | last epoch | at the alarm | mid-phase II as known then | best epoch |"]
+    text += ["| --- | --- | --- | --- | --- | --- |"]
+    for name, row in [
+        *((DATA[data], row) for data, row in numbers["alarm_by_data"].items()),
+        ("all", numbers["alarm"]),
+    ]:
+        if row:
+            cells = (f"{row[key]:.3f}" for key in ("last", "at_alarm", "best_phase_II", "best"))
+            text.append(f"| {name} | {row['runs']} | {' | '.join(cells)} |")
+    return text
+
+
+def _by_slice(judged: list[Scored]) -> list[str]:
+    """Scores and delays of kinds of runs."""
+    text = ["Runs at rates .2-.7 by kind (a run may be of several):", ""]
+    text += [
+        "| kind | runs | mean | worst | alarms | median delay, factor in steps |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, belongs in SLICES.items():
+        runs = [run for run in judged if belongs(run.config)]
+        if runs:
+            scores, watch = [run.score("auto") for run in runs], live(runs)
+            delay = "–" if watch["median_delay_factor"] is None else f"{watch['median_delay_factor']:.2f}"
+            cells = [
+                name,
+                str(len(runs)),
+                f"{np.mean(scores):.3f}",
+                f"{min(scores):.2f}",
+                str(watch["announced"]),
+                delay,
+            ]
+            text.append(f"| {' | '.join(cells)} |")
+    return text
+
+
+def _verdict_table(runs: list[Scored]) -> list[str]:
+    names = ("four phases", "two phases", "no phase II", "not enough of a run")
+    text = ["Verdicts by noise rate:", "", f"| rate | {' | '.join(names)} |", "| --- | --- | --- | --- | --- |"]
+    for rate, row in verdicts(runs).items():
+        text.append(f"| {rate} | {' | '.join(str(row.get(name, 0)) for name in names)} |")
+    return text
+
+
+def _confusion_table(judged: list[Scored]) -> list[str]:
+    table = confusion(judged)
+    text = ["Where log-time goes, rates .2-.7 (rows: truth; columns: label):", ""]
+    text += ["| | " + " | ".join((*NAMES, "none")) + " |", "| --- |" + " --- |" * (len(NAMES) + 1)]
+    for right in (name for name in NAMES if name in table):
+        text.append(f"| {right} | " + " | ".join(f"{table[right][name]:.2f}" for name in (*NAMES, "none")) + " |")
+    return text
+
+
+def _run_table(runs: list[Scored]) -> list[str]:
+    """One line a run."""
+    text = ["| data | settings | noise | seed | score | verdict | T12 truth/label | T23 | T34 | alarm seen at |"]
+    text.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in sorted(rows(runs), key=lambda row: (row["data"], row["rate"], row["noise"], row["seed"])):
+        dates = [" / ".join("–" if step is None else str(step) for step in row[name]) for name in ("t12", "t23", "t34")]
+        noise = f"{row['noise']} {row['rate']:g}" if row["rate"] else "none"
+        seen = str(row["events"]["III"][1]) if "III" in row["events"] else "–"
+        score_text = f"{row['scores']['auto']:.2f}"
+        cells = [row["data"], _settings(row), noise, str(row["seed"]), score_text, row["verdict"], *dates, seen]
+        text.append(f"| {' | '.join(cells)} |")
+    return text
 
 
 def report(runs: list[Scored], folder: Path) -> None:
     """Write phases.json, phases.md and the figures."""
     from phase_figures import draw
 
-    halves = {
-        half: [run for run in runs if run.config["half"] == half]
-        for half in ("judgement", "confirmation", "development")
-    }
+    halves = {half: [run for run in runs if run.config["half"] == half] for half in TITLES}
     halves = {half: found for half, found in halves.items() if found}
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
