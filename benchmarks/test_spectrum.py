@@ -11,7 +11,6 @@ benchmarks/results/spectrum.json.
 import json
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -257,91 +256,6 @@ def whole(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
         G = per_sample_gradients(model, LOSS, inputs, targets)
         times.append(seconds(lambda G=G: torch.linalg.eigvalsh(centred(G.gram())))[0])
     return min(times)
-
-
-def test_twenty_thousand_samples_within_a_gigabyte(lines: list[dict[str, Any]], tmp_path: Path) -> None:
-    """784-1024-1024-10 at N = 20,000, K (1.6 GB) kept in a file; curvlinops' cost is one product's times its number."""
-    pytest.importorskip("curvlinops")
-    sizes, count = (784, 1024, 1024, 10), 20_000
-    base, labels = images(4000)
-    generator = torch.Generator().manual_seed(0)
-    inputs = base.repeat(5, 1) + 0.3 * torch.randn(count, 784, generator=generator)
-    targets = labels.repeat(5)
-    model = mlp(sizes)
-    batches = list(zip(inputs.split(1000), targets.split(1000), strict=True))
-    lines.append(twenty_thousand(model, inputs, targets, batches, tmp_path))
-    print(lines[-1])
-
-
-def twenty_thousand(
-    model: nn.Module, inputs: Tensor, targets: Tensor, batches: list[Any], folder: Path
-) -> dict[str, Any]:
-    from curvlinops import EFLinearOperator
-
-    from sgdkern.streaming import StreamingGradients
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    stream = StreamingGradients(model, LOSS, batches, cache=folder, memory_bound=2**28)
-    mine, found = seconds(lambda: noise_spectrum(stream, num_eigenvalues=100, memory_bound=2**28, scratch=folder))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert found.converged
-    parameters = list(model.parameters())
-    fisher = EFLinearOperator(model, LOSS, parameters, batches, check_deterministic=False).to_scipy()
-    vector = np.random.default_rng(0).standard_normal(fisher.shape[0]).astype(np.float32)
-    product = min(seconds(lambda: fisher @ vector)[0] for _ in range(2))
-    # eigsh needs at least 2 k + 1 products for k eigenvalues, and keeps as many vectors of P.
-    least = 2 * 100 + 1
-    return {
-        "workload": "784-1024-1024-10, N = 20000",
-        "what": "100 eigenvalues, K in a file, against curvlinops (a product times the 201 that eigsh takes)",
-        "ours_s": round(mine, 2),
-        "theirs_s": round(product * least, 2),
-        "ratio": round(product * least / mine, 2),
-        "ours_extra_memory_mib": round((peak - before) / 1024),
-        "theirs_basis_mib": round(least * fisher.shape[0] * 4 / 2**20),
-        "route": found.reason,
-        "bar": 4,
-    }
-
-
-def test_a_pass_over_a_stream(lines: list[dict[str, Any]], tmp_path: Path) -> None:
-    """3072-512-512-10, random images of CIFAR-10's size: a pass against an epoch of ordinary training."""
-    from sgdkern.streaming import StreamingGradients
-
-    count, size = int(os.environ.get("SGDKERN_STREAM", "50000")), 1000
-    model = mlp((3072, 512, 512, 10))
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(count, 3072, generator=generator)
-    targets = torch.randint(0, 10, (count,), generator=generator)
-    batches = list(zip(inputs.split(size), targets.split(size), strict=True))
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-9)
-
-    def epoch() -> None:
-        for x, y in batches:
-            optimiser.zero_grad()
-            LOSS(model(x), y).backward()
-            optimiser.step()
-
-    optimiser.zero_grad()
-    epoch_s = min(seconds(epoch)[0] for _ in range(2))
-    line: dict[str, Any] = {"workload": f"3072-512-512-10, N = {count}", "what": "a pass, in epochs of training"}
-    for cache in (None, tmp_path):
-        stream = StreamingGradients(model, LOSS, batches, cache=cache)
-        line[f"first_pass_{'cached' if cache else 'recomputed'}"] = round(seconds(stream.squared_norms)[0] / epoch_s, 2)
-        v, w = torch.randn(stream.num_params), torch.randn(count)
-        products = {
-            "G v": lambda stream=stream, v=v: stream.matvec(v),
-            "G^T w": lambda stream=stream, w=w: stream.rmatvec(w),
-            "Sigma v": lambda stream=stream, v=v: stream.covariance_matvec(v),
-        }
-        for name, product in products.items():
-            taken = min(seconds(product)[0] for _ in range(2))
-            line[f"{name}, {'cached' if cache else 'recomputed'}"] = round(taken / epoch_s, 2)
-    line |= {"epoch_s": round(epoch_s, 2), "bar": "0.8 cached, 1.4 recomputed"}
-    line["process_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    line["data_mib"] = round(inputs.numel() * 4 / 2**20)
-    lines.append(line)
-    print(line)
 
 
 @pytest.mark.parametrize("route", ["gram", "lanczos"])

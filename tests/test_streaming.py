@@ -146,8 +146,18 @@ def test_randomised_keeps_its_passes_and_bounds_its_error(
     assert (found.eigenvalues <= truth[:6] + 1e-12).all()
     gaps = (found.eigenvalues[:, None] - truth).abs().min(1).values
     assert (gaps <= found.residual_norms + 1e-12).all()
-    if num_passes == 4:
-        torch.testing.assert_close(found.eigenvalues, truth[:6], rtol=0.05, atol=0)
+
+
+def test_more_passes_never_lose_what_fewer_found(model: nn.Module, data: TensorDataset, G: GradientMatrix) -> None:
+    # The spaces are nested: from the same start, every eigenvalue grows towards its own, and its bound shrinks at last.
+    truth = noise_spectrum(G, method="gram").eigenvalues
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20), cache="memory")
+    options = {"method": "randomised", "num_eigenvalues": 6}
+    found = [noise_spectrum(stream, num_passes=passes, **options) for passes in (1, 2, 3, 4, 6)]
+    for fewer, more in zip(found, found[1:], strict=False):
+        assert (more.eigenvalues >= fewer.eigenvalues - 1e-12 * truth[0]).all()
+        assert (more.eigenvalues <= truth[:6] + 1e-12).all()
+    assert (found[-1].residual_norms < found[0].residual_norms).all()
 
 
 def test_a_shuffling_loader_is_found_out(model: nn.Module, data: TensorDataset) -> None:
