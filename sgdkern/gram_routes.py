@@ -98,7 +98,10 @@ def add_gram(gram: Tensor, factors: Factors) -> None:
         factors: the factors.
     """
     if isinstance(factors, Lookup):
-        gram += factors.gram()
+        if factors.is_shared:  # a table of positions: its rows are explicit gradients as they are
+            _add_products(gram, factors.output_grads.flatten(1))
+        else:
+            gram += factors.gram()
         return
     if isinstance(factors, Patches) and factors.groups == 1:
         out_features, in_features = factors.weight_shape[0], factors.sizes[0] // factors.weight_shape[0]

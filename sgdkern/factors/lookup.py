@@ -42,6 +42,13 @@ class Lookup:
         """V·O."""
         return (self.num_embeddings * self.output_grads.shape[2],)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all samples have the same indices, none of them twice and none of them padding."""
+        first = self.indices[:1]
+        unlike = bool((self.indices != first).any()) or bool((first < 0).any())
+        return not unlike and first.unique().numel() == self.indices.shape[1] and self.num_samples > 0
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Explicit gradients, [n, V·O], by scattered addition."""
         indices, grads = self.indices[start:stop], self.output_grads[start:stop]

@@ -1,0 +1,68 @@
+"""The routes to K, to squared norms and to minibatches' norms, against the rows of each kind of factors."""
+
+import pytest
+import torch
+from test_factors import KINDS, N, T, close, normal, pair  # noqa: F401
+
+from sgdkern import gram_routes
+from sgdkern.factors import Dense, Lookup, Patches, gram_products
+from sgdkern.gram_routes import add_grams, norms_of_sums, squared_norms
+
+
+def test_gram(pair):  # noqa: F811
+    factors, rows = pair
+    gram = torch.ones(N, N, dtype=torch.float64)
+    add_grams(gram, [factors, factors])
+    close(gram, 1 + 2 * rows @ rows.T)
+
+
+def test_wide_rows_are_not_packed(monkeypatch):
+    factors, rows = KINDS["explicit"]()
+    monkeypatch.setattr(gram_routes, "PACKED_COLUMNS", 3)
+    gram = torch.zeros(N, N, dtype=torch.float64)
+    add_grams(gram, [factors])
+    close(gram, rows @ rows.T)
+
+
+def test_squared_norms(pair):  # noqa: F811
+    factors, rows = pair
+    close(squared_norms(factors), rows.square().sum(1))
+
+
+@pytest.mark.parametrize("outputs", [2, 60])
+def test_squared_norms_of_convolutions_by_pairs_and_by_gradients(outputs):
+    factors = Patches(normal(N, 1, 4, 3, 3), normal(N, 1, outputs, 2, 2), (2, 2), (1, 1), (1, 1))
+    close(squared_norms(factors), factors.rows(0, N).square().sum(1))
+
+
+def test_norms_of_sums(pair):  # noqa: F811
+    factors, rows = pair
+    indices = torch.tensor([[0, 1, 2], [4, 4, 0]])
+    close(norms_of_sums([factors, factors], indices, rows), 2 * rows[indices].sum(1).square().sum(1))
+
+
+def test_sums_of_many_samples_are_formed():
+    factors = Dense(normal(N, 1, 2), normal(N, 1, 3), bias=True)
+    indices = torch.arange(20).remainder(N)[None]
+    close(norms_of_sums([factors], indices, factors.inputs), factors.rows(0, N)[indices].sum(1).square().sum(1))
+
+
+def test_products_with_k_in_parts(pair, monkeypatch):  # noqa: F811
+    factors, rows = pair
+    weights = normal(N, 2)
+    for size in (1, 2**20):
+        monkeypatch.setattr("sgdkern.factors.protocol.SUM_BYTES", size)
+        close(gram_products(factors, weights), rows @ (rows.T @ weights))
+
+
+@pytest.mark.parametrize(
+    ("indices", "shared"),
+    [([[3, 0, 2]] * N, True), ([[3, 3, 2]] * N, False), ([[3, -1, 2]] * N, False), ([[3, 0, 2], [0, 3, 2]], False)],
+)
+def test_a_table_of_positions_is_rows(indices, shared):
+    factors = Lookup(torch.tensor(indices), normal(len(indices), T, 4), 6)
+    assert factors.is_shared == shared
+    gram = torch.zeros(len(indices), len(indices), dtype=torch.float64)
+    add_grams(gram, [factors])
+    rows = factors.rows(0, len(indices))
+    close(gram, rows @ rows.T)
