@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gram_pass import GramMatrix, gram_matrix
 from sgdkern.history import History
 from sgdkern.order_parameters import (
     OrderParameters,
@@ -22,6 +23,7 @@ from sgdkern.verification import Report, verify
 from sgdkern.watching import watch
 
 if TYPE_CHECKING:
+    from sgdkern.alarm import Alarm
     from sgdkern.cleaning import LabelCleaner, LabelIssues, find_label_issues
     from sgdkern.phase_detector import PhaseDetector, PhaseEvent
     from sgdkern.phases import Phase, Phases, label_phases
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alarm",
     "GradientMatrix",
+    "GramMatrix",
     "History",
     "LabelCleaner",
     "LabelIssues",
@@ -48,6 +52,7 @@ __all__ = [
     "activity_stratified",
     "cosine_null",
     "find_label_issues",
+    "gram_matrix",
     "group_statistics",
     "label_phases",
     "noise_spectrum",
@@ -60,6 +65,7 @@ __all__ = [
 
 # Names whose rooms need scikit-learn, which takes a second to import: a room is opened when a name is first asked for.
 _LATER = {
+    "Alarm": "alarm",
     "LabelCleaner": "cleaning",
     "LabelIssues": "cleaning",
     "Phase": "phases",

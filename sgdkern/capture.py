@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from sgdkern.columns import Entry, Whole
 from sgdkern.explicit import explicit_gradients
 from sgdkern.factors import Explicit
+from sgdkern.footprint import samples_at_once
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss, loss_identity, unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, part_of, slices_of
 from sgdkern.recorded_pass import (
+    Pass,
     check_finite,
     check_gradients,
     entries,
@@ -44,6 +46,7 @@ def per_sample_gradients(
     *,
     params: Params = None,
     chunk_size: int | None = None,
+    memory_budget: int | None = None,
     batch_loss: BatchLoss | None = None,
     batch: Batch = None,
     seed: int | None = None,
@@ -63,6 +66,8 @@ def per_sample_gradients(
         params: None for all parameters that require gradients, names, or a predicate on names.
         chunk_size: samples run at a time; None runs all together. The result is the same (but for the masks of random
             layers, which are drawn chunk by chunk); peak memory is lower.
+        memory_budget: bytes for the factors of all samples, which are kept, and for the pass of one chunk: chooses
+            ``chunk_size``. Explicit gradients (see ``coverage``) come on top.
         batch_loss: a second form, ``batch_loss(model, batch)`` giving losses [N], for models that compute their own
             loss.
         batch: what ``batch_loss`` takes: nested tensors whose first axis is the sample.
@@ -88,6 +93,41 @@ def per_sample_gradients(
         >>> G.mean().shape
         torch.Size([67])
     """
+    problem = posed(model, loss_fn, inputs, targets, params, batch_loss, batch, seed)
+    if memory_budget is not None and chunk_size is not None:
+        raise ValueError(
+            f"per_sample_gradients: memory_budget chooses chunk_size, got both, {memory_budget} and {chunk_size}. Give "
+            "one of them."
+        )
+    if memory_budget is not None:
+        chunk_size = samples_at_once(problem, memory_budget)
+    size = problem.num_samples if chunk_size is None else chunk_size
+    if size < 1:
+        raise ValueError(f"per_sample_gradients: chunk_size must be at least 1, got {size}.")
+    few = min(STUDY_SAMPLES, problem.num_samples)
+    if size < few:  # chunks of one sample cannot show that samples are coupled: a chunk that can goes first
+        captured(part_of(problem, torch.arange(few)))
+    parts = []
+    for start in range(0, problem.num_samples, size):
+        stop = min(start + size, problem.num_samples)
+        part = problem if stop - start == problem.num_samples else part_of(problem, torch.arange(start, stop))
+        if part.seed is not None:
+            part = dataclasses.replace(part, seed=part.seed + start)  # chunks must not share their masks
+        parts.append(captured(part))
+    return parts[0] if len(parts) == 1 else GradientMatrix.stack(parts, consume=True)
+
+
+def posed(
+    model: nn.Module,
+    loss_fn: Loss | None,
+    inputs: Any,
+    targets: Any,
+    params: Params,
+    batch_loss: BatchLoss | None,
+    batch: Batch,
+    seed: int | None,
+) -> Problem:
+    """What the user's arguments mean, checked; `per_sample_gradients` says what they are."""
     model = unwrapped(model)
     tracked = tracked_parameters(model, params)
     if batch_loss is not None and (loss_fn is not None or batch is None):
@@ -106,21 +146,7 @@ def per_sample_gradients(
             "per_sample_gradients: loss_fn (with inputs and targets) or batch_loss (with batch) must be given, got "
             "neither. Give one of the two forms."
         )
-    problem = Problem(model, tracked, run, batch, count_samples(batch), seed, loss_identity(batch_loss or loss_fn))
-    size = problem.num_samples if chunk_size is None else chunk_size
-    if size < 1:
-        raise ValueError(f"per_sample_gradients: chunk_size must be at least 1, got {size}.")
-    few = min(STUDY_SAMPLES, problem.num_samples)
-    if size < few:  # chunks of one sample cannot show that samples are coupled: a chunk that can goes first
-        _captured(part_of(problem, torch.arange(few)))
-    parts = []
-    for start in range(0, problem.num_samples, size):
-        stop = min(start + size, problem.num_samples)
-        part = problem if stop - start == problem.num_samples else part_of(problem, torch.arange(start, stop))
-        if part.seed is not None:
-            part = dataclasses.replace(part, seed=part.seed + start)  # chunks must not share their masks
-        parts.append(_captured(part))
-    return parts[0] if len(parts) == 1 else GradientMatrix.stack(parts)
+    return Problem(model, tracked, run, batch, count_samples(batch), seed, loss_identity(batch_loss or loss_fn))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -177,7 +203,7 @@ def _forward(model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> tuple[T
     return loss(outputs, targets), outputs
 
 
-def _captured(problem: Problem) -> GradientMatrix:
+def captured(problem: Problem) -> GradientMatrix:
     """G for one chunk of samples."""
     with preserve(problem.model, seed=problem.seed):
         seen = recorded(problem)
@@ -190,14 +216,18 @@ def _captured(problem: Problem) -> GradientMatrix:
             rows = explicit_gradients(problem, list(plan.explicit), method=plan.method)
             placed += [Entry(Explicit(row), (Whole((name,)),)) for name, row in rows.items()]
     check_gradients(placed)
-    outputs = seen.outputs.detach() if isinstance(seen.outputs, Tensor) else None
-    coverage = _coverage(problem, seen.recorder.sites, plan)
+    coverage = coverage_of(problem, seen.recorder.sites, plan)
     return GradientMatrix(
-        tuple(placed), slices_of(problem.tracked), at_least_single(seen.losses.detach()), outputs, coverage
+        tuple(placed), slices_of(problem.tracked), at_least_single(seen.losses.detach()), outputs_of(seen), coverage
     )
 
 
-def _coverage(problem: Problem, sites: Sequence[Site], plan: Plan) -> dict[str, str]:
+def outputs_of(seen: Pass) -> Tensor | None:
+    """What the model returned, off the graph, where it is one tensor."""
+    return seen.outputs.detach() if isinstance(seen.outputs, Tensor) else None
+
+
+def coverage_of(problem: Problem, sites: Sequence[Site], plan: Plan) -> dict[str, str]:
     """The route of each parameter, in words."""
     routes = {}
     for name in problem.tracked:

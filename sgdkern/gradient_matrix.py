@@ -310,11 +310,12 @@ class GradientMatrix:
         return dataclasses.replace(self, entries=entries, losses=losses, outputs=outputs, _cache={})
 
     @staticmethod
-    def stack(parts: Sequence[GradientMatrix]) -> GradientMatrix:
+    def stack(parts: Sequence[GradientMatrix], *, consume: bool = False) -> GradientMatrix:
         """Several sets of samples as one matrix, rows one after the other.
 
         Args:
             parts: gradient matrices with the same parameters.
+            consume: whether ``parts`` is a list that may lose its factors on the way, so that they are not held twice.
 
         Returns:
             The gradient matrix of all samples.
@@ -331,11 +332,17 @@ class GradientMatrix:
                     f"stack: parts must share their parameters, got {list(first.parameters)} and "
                     f"{list(part.parameters)}."
                 )
-        if all(_same_structure(first, part) for part in parts):
-            groups = zip(*(part.entries for part in parts), strict=True)
-            entries = tuple(Entry(stack([entry.factors for entry in group]), group[0].columns) for group in groups)
+        alike = all(_same_structure(first, part) for part in parts)
+        rest = [list(part.entries) for part in parts]
+        if consume:
+            parts[:] = [dataclasses.replace(part, entries=(), _cache={}) for part in parts]  # type: ignore[index]
+            first = parts[0]
+        if alike:
+            entries = _stacked(rest)
         else:  # unlike factors (a batch that took another path through the model): their rows are explicit
-            rows = torch.cat([part.dense() for part in parts])
+            rows = torch.cat([
+                dataclasses.replace(part, entries=tuple(kept)).dense() for part, kept in zip(parts, rest, strict=True)
+            ])
             entries = tuple(
                 Entry(Explicit(rows[:, columns]), (Whole((name,)),)) for name, columns in first.parameters.items()
             )
@@ -404,6 +411,16 @@ class GradientMatrix:
                 slices[name] = slice(start, start + columns.stop - columns.start)
                 start = slices[name].stop
         return slices
+
+
+def _stacked(rest: Sequence[list[Entry]]) -> tuple[Entry, ...]:
+    """Entries of several sets of samples put together one after the other; the lists are used up."""
+    entries = []
+    shared: dict[Any, Tensor] = {}
+    while rest[0]:
+        group = [entries_left.pop(0) for entries_left in rest]
+        entries.append(Entry(stack([entry.factors for entry in group], shared), group[0].columns))
+    return tuple(entries)
 
 
 def _same_structure(first: GradientMatrix, second: GradientMatrix) -> bool:

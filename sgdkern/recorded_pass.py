@@ -153,13 +153,19 @@ def entries(seen: Pass, places: Sequence[Layout | Scattered | None], explicit: C
     placed = []
     for number, (site, where) in enumerate(zip(seen.recorder.sites, places, strict=True)):
         grad, seen.grads[number] = seen.grads[number], None
-        if grad is None or where is None or site.parameters <= set(explicit):
-            continue
-        for use in uses(site, where, grad, seen.recorder):
-            entry = _placed(use, seen.recorder, explicit)
-            if entry is not None:
-                placed.append(entry)
+        if grad is not None and where is not None:
+            placed += site_entries(site, where, grad, seen.recorder, explicit)
     return placed
+
+
+def site_entries(
+    site: Site, where: Layout | Scattered, grad: Tensor, recorder: Recorder, explicit: Collection[str]
+) -> list[Entry]:
+    """Factors of one recorded call, on the columns of the parameters that do not go the explicit route."""
+    if site.parameters <= set(explicit):
+        return []
+    found = [_placed(use, recorder, explicit) for use in uses(site, where, grad, recorder)]
+    return [entry for entry in found if entry is not None]
 
 
 def is_irregular(site: Site, layout: Place, seen: Pass) -> bool:

@@ -7,6 +7,7 @@ when an activation later works in place on that output.
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Site:
     def signature(self) -> tuple[Any, ...]:
         """What two passes over different samples have in common."""
         return self.layer.name, len(self.args), tuple(self.kwargs), len(self.shape), self.parameters
+
+    def without_arguments(self) -> Site:
+        """The same call after use: it holds no activations any more."""
+        return dataclasses.replace(self, args=(), kwargs={})
 
 
 class Recorder(TorchFunctionMode):

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gram_pass import GramMatrix
 from sgdkern.lanczos import MatVec, holding, leading, leading_eigenpairs
 from sgdkern.streaming import StreamingGradients
 from sgdkern.tiled_gram import TiledGram
 
-Source = GradientMatrix | StreamingGradients
+Source = GradientMatrix | GramMatrix | StreamingGradients
 
 # 8-byte words that one number of a basis vector takes: itself, its copy while the storage doubles, its share of the
 # final vectors. And blocks in flight: the product, its residual and its projections, two of each such word.
@@ -119,7 +120,7 @@ def _moments(source: Source, gram: Tensor) -> tuple[float, float]:
     return _trace(source, float(gram.diagonal().mean(dtype=torch.float64)), mean), second
 
 
-def whole_gram(G: GradientMatrix, request: Request) -> EigenPairs:
+def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
     """All eigenvalues from LAPACK, on K centred in float64."""
     n, gram = G.num_samples, G.gram()
     row_means = gram.mean(1, dtype=torch.float64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgdkern import sample_space
+from sgdkern.gram_pass import GramMatrix
 from sgdkern.order_parameters.moments import noise_factor
 from sgdkern.sample_space import EigenPairs, Request, Source
 from sgdkern.streaming import StreamingGradients
@@ -175,6 +176,13 @@ def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str
     whole = _prefers_lapack(n, request.num_eigenvalues) and _gram_bytes(G, whole=True) <= request.memory_bound
     # A stream's factors are gathered.
     gram_bytes = _gram_bytes(G, whole=whole) + (G.factor_bytes if isinstance(G, StreamingGradients) else 0)
+    if isinstance(G, GramMatrix):
+        if method not in ("auto", "gram"):
+            raise ValueError(
+                f'noise_spectrum: method={method!r} iterates on the gradients, got a GramMatrix. Use method="gram", or '
+                "take per_sample_gradients."
+            )
+        return ("gram whole" if whole else "gram"), "K is at hand"
     size = f"K of {n} samples takes {gram_bytes / 2**20:,.0f} MiB"
     # Work of one layer of I × O: K costs N² (I + O) multiplications (two products of N², half of each by symmetry); one
     # vector by the factors, G Gᵀ u, costs 2 N I O. So K is as dear as N (I + O) / (2 I O) vectors: 45 for the paper's
@@ -217,7 +225,7 @@ def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLik
         return sample_space.sample_vectors(G, request)
     if route == "lanczos parameters":
         return sample_space.param_vectors(G, request)
-    if route == "gram file":
+    if route == "gram file" and not isinstance(G, GramMatrix):
         return sample_space.stored_gram(G, TiledGram(G, Path(str(scratch)), request.memory_bound // 2), request)
     together = G.gathered() if isinstance(G, StreamingGradients) else G
     if route == "gram whole":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import sgdkern.capture
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gram_pass import GramMatrix, gram_matrix
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Measured:
             warnings.simplefilter("ignore")
             return captured(self.case, self.model, self.inputs, self.num_samples, **options)
 
+    def gram_matrix(self) -> GramMatrix:
+        """K of the case, formed during the backward pass, warnings ignored."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return captured(self.case, self.model, self.inputs, self.num_samples, function=gram_matrix)
+
     def agrees(
         self,
         found: Tensor,
@@ -49,10 +56,18 @@ class Measured:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.G.dtype)
 
 
-def captured(case: Case, model: nn.Module, inputs: Any, num_samples: int, **options: Any) -> GradientMatrix:
+def captured(
+    case: Case,
+    model: nn.Module,
+    inputs: Any,
+    num_samples: int,
+    *,
+    function: Callable[..., Any] = sgdkern.capture.per_sample_gradients,
+    **options: Any,
+) -> Any:
     """A case as a user would measure it."""
     loss = lambda outputs, _: case.loss(outputs)  # noqa: E731
-    return sgdkern.capture.per_sample_gradients(model, loss, inputs, torch.zeros(num_samples), **options)
+    return function(model, loss, inputs, torch.zeros(num_samples), **options)
 
 
 def measure(case: Case) -> Measured:

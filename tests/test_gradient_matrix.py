@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import CASES, parameters
 from measured import Measured, measure
+from snapshot import Snapshot
 from torch import Tensor, nn
 
 from sgdkern.capture import per_sample_gradients
@@ -27,6 +28,20 @@ def test_losses(measured: Measured) -> None:
 
 def test_gram(measured: Measured) -> None:
     measured.agrees(measured.G.gram(), lambda rows: rows @ rows.T)
+
+
+def test_gram_during_the_backward_pass(measured: Measured) -> None:
+    """The same K without G; losses, outputs and routes are G's, and the model is as before."""
+    before = Snapshot(measured.model, seeded_grads=True)
+    K = measured.gram_matrix()
+    assert before.changes() == []
+    measured.agrees(K.gram(), lambda rows: rows @ rows.T)
+    assert K.shape == measured.G.shape
+    assert K.coverage == measured.G.coverage
+    assert torch.equal(K.losses, measured.G.losses)
+    assert (K.outputs is None) == (measured.G.outputs is None)
+    if K.outputs is not None:
+        assert torch.equal(K.outputs, measured.G.outputs)
 
 
 def test_gram_is_symmetric_and_positive_semidefinite(measured: Measured) -> None:

@@ -1,0 +1,289 @@
+"""gram_pass: K = G Gᵀ formed while the backward pass runs; the factors of one layer are all that is ever held of G."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from sgdkern.capture import BatchLoss, Params, captured, coverage_of, outputs_of, posed
+from sgdkern.columns import Entry, Whole
+from sgdkern.explicit import explicit_gradients
+from sgdkern.factors import Dense, Explicit
+from sgdkern.footprint import footprint
+from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.losses import Loss
+from sgdkern.one_by_one import give_away
+from sgdkern.preserve import preserve
+from sgdkern.problem import Batch, Problem, at_least_single, part_of, slices_of
+from sgdkern.recorded_pass import Pass, has_irregular, recorded
+from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
+from sgdkern.tiled_gram import cross_gram
+
+
+@dataclass(frozen=True, repr=False)
+class GramMatrix:
+    """K = G Gᵀ of N samples, with what was seen on the way; G itself is gone.
+
+    What needs only inner products of gradients takes it in G's place: `sgdkern.order_parameters`,
+    `sgdkern.noise_spectrum`.
+
+    Args:
+        values: K, [N, N].
+        parameters: name → slice of the flat columns [P] that G would have.
+        losses: unreduced losses l_n, [N].
+        outputs: what the model returned, detached, where it returned one tensor; None otherwise.
+        coverage: parameter → the route that its gradients took.
+    """
+
+    values: Tensor
+    parameters: Mapping[str, slice]
+    losses: Tensor
+    outputs: Tensor | None
+    coverage: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"GramMatrix({self.num_samples} samples x {self.num_params} parameters, {self.dtype}, {self.device})"
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.values)
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+        return max((columns.stop for columns in self.parameters.values()), default=0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, P), G's."""
+        return self.num_samples, self.num_params
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of K."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of K."""
+        return self.values.device
+
+    @property
+    def has_gram(self) -> bool:
+        """K is there."""
+        return True
+
+    def gram(self) -> Tensor:
+        """K, [N, N]; do not write into it."""
+        return self.values
+
+    def squared_norms(self) -> Tensor:
+        """‖g_n‖², the diagonal of K, [N]."""
+        return self.values.diagonal()
+
+    def gram_matvec(self, weights: Tensor) -> Tensor:
+        """K w, [N] or [N, k] as ``weights``."""
+        return self.values @ torch.as_tensor(weights).to(self.device, self.dtype)
+
+    def minibatch_squared_norms(self, indices: Tensor) -> Tensor:
+        """‖mean of the rows of each minibatch‖², [M, B] → [M]."""
+        indices = indices.to(self.device)
+        return self.values[indices[:, :, None], indices[:, None, :]].mean((1, 2))
+
+    def matvec(self, vector: Tensor) -> NoReturn:
+        """G v needs G."""
+        raise _without("matvec")
+
+    def rmatvec(self, weights: Tensor) -> NoReturn:
+        """Gᵀ w needs G."""
+        raise _without("rmatvec")
+
+    def covariance_matvec(self, vector: Tensor) -> NoReturn:
+        """Σ v needs G."""
+        raise _without("covariance_matvec")
+
+    def mean(self) -> NoReturn:
+        """ḡ needs G."""
+        raise _without("mean")
+
+    @property
+    def layers(self) -> NoReturn:
+        """The layers' own matrices need G."""
+        raise _without("layers")
+
+
+def _without(what: str) -> TypeError:
+    """The error for what inner products of gradients do not tell."""
+    return TypeError(
+        f"{what}: the gradients must be at hand, but a GramMatrix holds K = G Gᵀ alone. Take per_sample_gradients, or "
+        'method="gram" for a spectrum.'
+    )
+
+
+def gram_matrix(
+    model: nn.Module,
+    loss_fn: Loss | None = None,
+    inputs: Any = None,
+    targets: Any = None,
+    *,
+    params: Params = None,
+    memory_budget: int | None = None,
+    batch_loss: BatchLoss | None = None,
+    batch: Batch = None,
+    seed: int | None = None,
+) -> GramMatrix:
+    """K = G Gᵀ of all samples in the memory of an ordinary backward pass: K, and one layer's factors at a time.
+
+    The same numbers as ``per_sample_gradients(...).gram()``, which keeps the factors of all layers for whatever may be
+    asked next. Here each layer's part of K is added when its gradient comes by, and the layer is forgotten.
+
+    Args:
+        model: as for `per_sample_gradients`, like all that follows.
+        loss_fn: the loss.
+        inputs: the samples.
+        targets: what the loss compares with.
+        params: restricts the gradient to parameters.
+        memory_budget: bytes for K and the pass over the samples. Where all together do not fit, K is formed in tiles:
+            the factors of some samples are held while those of all later ones are recomputed.
+        batch_loss: a second form of the loss, ``batch_loss(model, batch)`` giving losses [N].
+        batch: what ``batch_loss`` takes.
+        seed: seed of random layers.
+
+    Returns:
+        K, with losses and outputs.
+
+    Raises:
+        TypeError: as `per_sample_gradients`.
+        ValueError: as `per_sample_gradients`.
+        RuntimeError: as `per_sample_gradients`.
+
+    Example:
+        >>> import torch, sgdkern as sk
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> K = sk.gram_matrix(model, torch.nn.CrossEntropyLoss(), torch.randn(6, 4), torch.arange(6) % 3)
+        >>> K.gram().shape
+        torch.Size([6, 6])
+    """
+    problem = posed(model, loss_fn, inputs, targets, params, batch_loss, batch, seed)
+    if memory_budget is not None:
+        tiling = _tiling(problem, memory_budget)
+        if tiling is not None:
+            return _tiled(problem, *tiling)
+    with preserve(problem.model, seed=problem.seed):
+        seen = recorded(problem)
+        plan = plan_for(problem, seen)
+        if not has_irregular(seen, plan.layouts):
+            return _formed(problem, seen, plan)
+    kept = captured(problem)
+    return GramMatrix(kept.gram(), kept.parameters, kept.losses, kept.outputs, kept.coverage)
+
+
+class _Sum:
+    """K, layer by layer.
+
+    Narrow linear layers wait for each other, up to the size of K: one sweep over K's tiles then serves them all.
+    """
+
+    def __init__(self, problem: Problem, losses: Tensor) -> None:
+        self._tracked, self._losses = problem.tracked, losses
+        self._waiting: list[Entry] = []
+        self._gram: Tensor | None = None
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Take the factors of some parameters, all that there are for them."""
+        like = entries[0].factors.output_grads
+        if self._gram is None:
+            self._gram = like.new_zeros(len(self._losses), len(self._losses))
+        if len(entries) == 1 and isinstance(entries[0].factors, Dense) and entries[0].factors.num_positions == 1:
+            self._waiting.append(entries[0])
+            held = sum(entry.factors.bytes_per_sample for entry in self._waiting) * len(self._losses)
+            if held > self._gram.nbytes:
+                self.finish()
+        else:
+            self._add(entries, self._gram)
+
+    def finish(self) -> Tensor:
+        """Add what waits."""
+        if self._gram is None:  # no parameter had a gradient
+            return self._losses.new_zeros(len(self._losses), len(self._losses))
+        if self._waiting:
+            entries, self._waiting = self._waiting, []
+            self._add(entries, self._gram)
+        return self._gram
+
+    def _add(self, entries: Sequence[Entry], gram: Tensor) -> None:
+        names = frozenset[str]().union(*(entry.parameters for entry in entries))
+        slices = slices_of({name: parameter for name, parameter in self._tracked.items() if name in names})
+        GradientMatrix(tuple(entries), slices, self._losses).add_gram_to(gram)
+
+
+def _formed(problem: Problem, seen: Pass, plan: Plan) -> GramMatrix:
+    """K from one recorded pass."""
+    losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)
+    coverage = coverage_of(problem, seen.recorder.sites, plan)
+    total = _Sum(problem, losses)
+    give_away(seen, plan.layouts, plan.explicit, total.add)
+    if plan.explicit:
+        for name, rows in explicit_gradients(problem, list(plan.explicit), method=plan.method).items():
+            total.add([Entry(Explicit(rows), (Whole((name,)),))])
+    return GramMatrix(total.finish(), slices_of(problem.tracked), losses, outputs, coverage)
+
+
+def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:
+    """Samples a block and blocks held at once; None where one pass over all samples fits the budget."""
+    num_samples, weight = problem.num_samples, footprint(problem)
+    widest = max(max(4, parameter.element_size()) for parameter in problem.tracked.values())
+    size = widest * num_samples**2
+    room = budget - 2 * size  # K, and the part of it that one layer adds
+    if num_samples * weight.capture <= room:
+        return None
+    least = min(STUDY_SAMPLES, num_samples)
+    block = room // (2 * (weight.capture + weight.factors))
+    if block < least:
+        needed = 2 * size + 2 * least * (weight.capture + weight.factors)
+        raise ValueError(
+            f"gram_matrix: memory_budget must hold K twice and the passes of {least} samples, {needed:,} bytes, got "
+            f"{budget:,}. Raise it, take fewer samples, or take StreamingGradients, which needs no K in memory."
+        )
+    held = (room - block * (weight.capture + weight.factors)) // (block * weight.factors)
+    return block, max(1, held)
+
+
+def _tiled(problem: Problem, size: int, held_at_once: int) -> GramMatrix:
+    """K block by block: a band of blocks is held while all later ones pass by."""
+    if problem.seed is not None:
+        raise ValueError(
+            "gram_matrix: random layers cannot be run again with the same masks block by block, got seed="
+            f"{problem.seed}. Call model.eval(), or raise memory_budget so that one pass does."
+        )
+    few = captured(part_of(problem, torch.arange(min(STUDY_SAMPLES, problem.num_samples))))
+    gram = torch.zeros(problem.num_samples, problem.num_samples, dtype=few.dtype, device=few.device)
+    starts = range(0, problem.num_samples, size)
+    spans = [slice(start, min(start + size, problem.num_samples)) for start in starts]
+    seen: list[GradientMatrix] = []  # losses and outputs of the first walk
+    for first in range(0, len(spans), held_at_once):
+        held: list[tuple[slice, GradientMatrix]] = []
+        for number, columns in enumerate(spans[first:], first):
+            block = captured(part_of(problem, torch.arange(columns.start, columns.stop)))
+            if first == 0:
+                seen.append(dataclasses.replace(block, entries=()))
+            for rows, other in held:
+                gram[rows, columns] = cross_gram(other, block)
+                gram[columns, rows] = gram[rows, columns].T
+            if number < first + held_at_once:
+                gram[columns, columns] = block.gram()
+                held.append((columns, block))
+    outputs = [block.outputs for block in seen if block.outputs is not None]
+    return GramMatrix(
+        gram,
+        slices_of(problem.tracked),
+        torch.cat([block.losses for block in seen]),
+        torch.cat(outputs) if len(outputs) == len(seen) else None,
+        few.coverage,
+    )
