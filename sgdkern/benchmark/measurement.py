@@ -120,8 +120,17 @@ def _floor(workload: str, problem: Problem, effort: Effort) -> Measurement:
     )
 
 
-def _lower_bound(chosen: Method, problem: Problem, ceiling: float) -> float:
-    """Seconds that it takes at least: some samples, in proportion; missing products at the machine's own rate."""
+def lower_bound(chosen: Method, problem: Problem, ceiling: float) -> float:
+    """Bound a method that forms explicit gradients: some samples in proportion, missing products at full rate.
+
+    Args:
+        chosen: The method.
+        problem: All samples.
+        ceiling: The rate of a square matrix product, 10^9 operations a second.
+
+    Returns:
+        Seconds that it takes at least.
+    """
     gradients = sum(p.numel() * p.element_size() for p in problem.parameters)
     some = min(problem.num_samples, max(16, min(512, SOME_GRADIENTS_MIB * 2**20 // gradients)))
     few = problem.first(some)
@@ -147,7 +156,7 @@ def _measured(workload: str, chosen: Method, problem: Problem, effort: Effort) -
     row |= {"useful_flops": useful_flops(problem, chosen.quantity), "ceiling_gflops": ceiling}
     if chosen.holds is not None:
         least = chosen.least_mib(problem)
-        bound = _lower_bound(chosen, problem, ceiling)
+        bound = lower_bound(chosen, problem, ceiling)
         if bound > effort.limit or MEMORY_FACTOR * least > available_mib():
             return Measurement(
                 **row,
@@ -225,7 +234,7 @@ def measure_apart(
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:  # by a server that never computes, and so has no threads to lose
-        context.set_forkserver_preload(["sgdkern.benchmark.preload"])
+        context.set_forkserver_preload(["__main__", "sgdkern.benchmark.preload"])
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(there, workload, method, threads, effort or Effort()))
     process.start()

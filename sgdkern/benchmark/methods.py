@@ -16,6 +16,7 @@ from sgdkern.benchmark.oracle import ERRORS, batch_size
 from sgdkern.benchmark.workloads import Problem
 from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gram_pass import gram_matrix
 from sgdkern.order_parameters import OrderParameters, order_parameters
 from sgdkern.statistics import statistics
 
@@ -159,6 +160,11 @@ def _compiled(problem: Problem) -> Tensor:
     return _captured(problem).gram()
 
 
+@method("sgdkern, gram_matrix")
+def _gram_pass(problem: Problem) -> Tensor:
+    return gram_matrix(problem.model, problem.loss, problem.inputs, problem.targets).gram()
+
+
 def _by_passes(problem: Problem, num_minibatches: int) -> OrderParameters:
     source = _captured(problem)
     size = batch_size(problem)
@@ -183,4 +189,4 @@ def _product(problem: Problem) -> Tensor:
 
 
 # Whose peaks are held against the floor's: what a measurement keeps, and what it passes through.
-MEMORY_METHODS = ("sgdkern, factors only", "sgdkern", "sgdkern, all but R")
+MEMORY_METHODS = ("sgdkern, gram_matrix", "sgdkern", "sgdkern, factors only", "sgdkern, all but R")

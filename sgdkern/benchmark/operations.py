@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sgdkern.benchmark.timing import median_seconds
-from sgdkern.benchmark.work import CEILING_SIZE as CEILING_SIZE
 from sgdkern.benchmark.work import ceiling_gflops
 from sgdkern.ops import OPS
 from sgdkern.ops.registry import Arguments

@@ -1,0 +1,104 @@
+"""Measure what K costs, part by part, into benchmarks/results/gram.json; then write the tables and figures of the docs.
+
+    python benchmarks/gram.py methods --threads 1 --workload narrow --workload medium
+    python benchmarks/gram.py operations --threads 2
+    python benchmarks/gram.py growth
+    python benchmarks/gram.py memory
+    python benchmarks/gram.py docs
+
+Each part replaces its own rows, so that a machine can be kept quiet for a few minutes at a time.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from sgdkern.atomic import write_json
+from sgdkern.benchmark import FLOOR, MEMORY_METHODS, METHODS, WORKLOADS, Effort, machine, operation_speeds
+from sgdkern.benchmark.growth import growth
+from sgdkern.benchmark.measurement import measure_apart
+
+RESULT = Path(__file__).resolve().parent / "results" / "gram.json"
+KEYS = {
+    "measurements": ("threads", "workload", "method"),
+    "operations": ("threads", "dtype", "operation", "shape"),
+    "growth": ("axis", "value", "method"),
+    "memory": ("workload", "method"),
+}
+
+
+def merge(part: str, rows: list[dict[str, object]]) -> None:
+    """Put rows in the place of those with the same key, and write the file."""
+    document = json.loads(RESULT.read_text()) if RESULT.exists() else {"schema_version": 2}
+    document["machine"] = machine()
+    kept = {tuple(row[key] for key in KEYS[part]): row for row in document.get(part, [])}
+    kept |= {tuple(row[key] for key in KEYS[part]): row for row in rows}
+    document[part] = list(kept.values())
+    write_json(RESULT, document)
+
+
+def methods(options: argparse.Namespace) -> None:
+    """Time methods on workloads; every row is kept as soon as it is there, with its ratio to the floor of this run."""
+    chosen = options.method or [name for name, found in METHODS.items() if found.is_available]
+    for workload in options.workload or WORKLOADS:
+        effort, floor = Effort(options.limit, options.budget), None
+        for name in (FLOOR, *chosen):
+            found = measure_apart(workload, name, threads=options.threads, effort=effort)
+            if name == FLOOR:
+                effort, floor = replace(effort, ceiling=found.ceiling_gflops), found.seconds
+            ratio = None if found.seconds is None or floor is None else found.seconds / floor
+            merge("measurements", [{"threads": options.threads} | asdict(found) | {"ratio_to_floor": ratio}])
+            said = found.failure or f"{'>= ' * found.is_lower_bound}{found.seconds:.4f} s, {ratio:.3f}"
+            print(f"{workload}, {name}: {said}", file=sys.stderr, flush=True)
+
+
+def operations(options: argparse.Namespace) -> None:
+    """Time the compiled operations by themselves."""
+    for dtype in [getattr(torch, name) for name in options.dtype or ("float32", "float64", "bfloat16")]:
+        speeds = operation_speeds(dtype, threads=options.threads, budget=options.budget)
+        for speed in speeds:
+            merge("operations", [asdict(speed) | {"share_of_ceiling": speed.share_of_ceiling}])
+
+
+def grow(options: argparse.Namespace) -> None:
+    """Time along the axes."""
+    torch.set_num_threads(options.threads)
+    for point in growth(budget=options.budget / 2):
+        merge("growth", [asdict(point)])
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Peaks only: one run each."""
+    for workload in options.workload or WORKLOADS:
+        for name in (FLOOR, *(options.method or MEMORY_METHODS)):
+            found = asdict(measure_apart(workload, name, threads=options.threads, effort=Effort(1e9, 0.0, 1.0)))
+            keys = ("workload", "method", "num_samples", "num_params", "peak_mib", "error", "failure")
+            merge("memory", [{key: found[key] for key in keys}])
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"methods": methods, "operations": operations, "growth": grow, "memory": memory}
+    parser.add_argument("part", choices=[*parts, "docs"])
+    parser.add_argument("--workload", action="append", choices=WORKLOADS)
+    parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--dtype", action="append", choices=("float32", "float64", "bfloat16"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=12.0, help="seconds; a run that takes longer is bounded")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds over which a short run is repeated")
+    options = parser.parse_args()
+    if options.part == "docs":
+        from gram_docs import write_docs  # it draws: not for the processes that measure
+
+        write_docs(json.loads(RESULT.read_text()))
+    else:
+        parts[options.part](options)
+
+
+if __name__ == "__main__":
+    main()
