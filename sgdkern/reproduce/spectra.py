@@ -105,5 +105,5 @@ def draw_spectra(data: Mapping[str, Any]) -> Figure:
     paper_axes.curve(dimension, epochs, data["dimension"], style.WHOLE, "$D_s$")
     dimension.plot(epochs[0], data["dimension"][0], "o", color=style.WHOLE, markersize=3.5)
     dimension.set_ylabel("$D_s$, eigenvalues that hold 90 %")
-    dimension.set_ylim(bottom=0)
+    dimension.set_ylim(0, 1.15 * max(max(each) for each in data["dimension"]))  # room for the phases' names
     return figure
