@@ -1,6 +1,6 @@
 """What the alarm is worth: test error there and at the moment that it sends back to, against the last and best epoch.
 
-    python benchmarks/alarm.py run FOLDER      one summary a run; killed, it goes on where it was
+    python benchmarks/alarm.py run FOLDER      one history a run; killed, it goes on where it was
     python benchmarks/alarm.py table FOLDER    the table, in Markdown
 
 The settings were written down before the first run; nothing of the alarm was chosen on them. The best epoch is known
@@ -10,7 +10,6 @@ only to whoever has right labels to test with.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -22,8 +21,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from sgdkern.alarm import nearest_record
-from sgdkern.atomic import write_json
+from sgdkern.alarm import Lookout, nearest_record
+from sgdkern.history import History
 from sgdkern.observed_training import new_trainer
 from sgdkern.probe import Probe
 from sgdkern.run import run_data
@@ -50,8 +49,8 @@ def settings() -> dict[str, RunConfig]:
     return runs
 
 
-def observe(config: RunConfig) -> dict[str, Any]:
-    """Train one run to its end under a probe, and tell what the alarm would have saved."""
+def observe(config: RunConfig) -> History:
+    """Train one run to its end under a probe."""
     data = run_data(config)
     trainer = new_trainer(config, data, order_seed=config.seed_for("order"))
     model = trainer.model
@@ -63,13 +62,21 @@ def observe(config: RunConfig) -> dict[str, Any]:
     for step in log_spaced_steps(config.epochs * trainer.steps_per_epoch, count=config.measurements):
         trainer.advance(step - trainer.step)
         probe.measure(step)
-    errors, alarm = probe.history.column("test_error"), probe.alarm
-    found: dict[str, Any] = {"last": float(errors[-1]), "best": float(errors.min()), "alarm": None}
-    if alarm is not None:
-        found["alarm"] = {"step": alarm.step, "seen_at": alarm.seen_at, "best_step": alarm.best_step}
-        for name, step in (("at the alarm", alarm.seen_at), ("after going back", alarm.best_step)):
-            found[name] = nearest_record(probe.history, step).metrics["test_error"]
-    return found | {"last_step": int(probe.history.steps[-1])}
+    return probe.history
+
+
+def score(history: History) -> dict[str, Any]:
+    """Watch a run as if it were live, and tell what the alarm would have saved."""
+    lookout, seen = Lookout(history.header), History(history.header)
+    for record in history:
+        seen.append(record)
+        lookout.update(seen)
+    errors = history.column("test_error")
+    found: dict[str, Any] = {"last": float(errors[-1]), "best": float(errors.min()), "alarm": lookout.alarm}
+    if lookout.alarm is not None:
+        for name, step in (("at the alarm", lookout.alarm.seen_at), ("after going back", lookout.alarm.best_step)):
+            found[name] = nearest_record(history, step).metrics["test_error"]
+    return found | {"last_step": int(history.steps[-1])}
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -80,7 +87,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     alarmed = [one for one in found.values() if one["alarm"]]
     for name, one in found.items():
-        seen = one["alarm"]["seen_at"] if one["alarm"] else "none"
+        seen = one["alarm"].seen_at if one["alarm"] else "none"
         lines.append(f"| {name} | {seen} | {one['last_step']} | {_errors(one)} | {_saved([one])} |")
     means = {name: statistics.mean(one[name] for one in alarmed) for name in _TOLD}
     lines.append(f"| **mean of {len(alarmed)} with an alarm** | | | {_errors(means)} | {_saved(alarmed)} |")
@@ -104,18 +111,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="", help="runs whose name holds this")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     found = {}
     for name, config in settings().items():
-        path = options.folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+        if options.only not in name:
+            continue
+        path = options.folder / f"{name.replace(' ', '_').replace(',', '')}.jsonl"
         if options.what == "run" and not path.exists():
             began = time.process_time()
-            write_json(path, observe(config))
+            observe(config).save(path)
             print(f"{name}: {time.process_time() - began:.0f} s of processor time", flush=True)
         if path.exists():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
+            found[name] = score(History.load(path))
     print(table(found))
 
 

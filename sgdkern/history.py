@@ -18,6 +18,7 @@ from sgdkern.record import (
     SCHEMA_VERSION,
     GroupRecord,
     NewerSchemaError,
+    NullRecord,
     Record,
     SpectrumRecord,
     header_line,
@@ -29,7 +30,16 @@ from sgdkern.record import (
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["SCHEMA_VERSION", "GroupRecord", "History", "HistoryWriter", "NewerSchemaError", "Record", "SpectrumRecord"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "GroupRecord",
+    "History",
+    "HistoryWriter",
+    "NewerSchemaError",
+    "NullRecord",
+    "Record",
+    "SpectrumRecord",
+]
 
 
 class History:
@@ -178,7 +188,8 @@ class History:
             raise ImportError("to_pandas: pandas is needed. Install it with: pip install pandas") from error
         rows = []
         for record in self.records:
-            row: dict[str, float | None] = {"epoch": record.epoch, **record.scalars()}
+            epoch = math.nan if record.epoch is None else record.epoch  # None would make the column one of objects
+            row: dict[str, float] = {"epoch": epoch, **record.scalars()}
             for partition in record.groups:
                 row |= {f"{partition}/{name}": value for name, value in record.scalars(partition).items()}
             if record.spectrum is not None:

@@ -194,6 +194,8 @@ def _probe(config: RunConfig, data: Dataset, trainer: Trainer, folder: Path, his
         data.train_labels,
         batch_size=min(config.batch_size, data.num_train),
         groups={"c": ~wrong.cpu(), "w": wrong.cpu()} if known and wrong is not None else None,
+        partitions=_partitions(config, data),
+        null_every=None if config.groups == "none" else config.spectrum_every,
         spectrum_every=config.spectrum_every,
         population_size=data.num_train,
         steps_per_epoch=trainer.steps_per_epoch,
@@ -205,6 +207,18 @@ def _probe(config: RunConfig, data: Dataset, trainer: Trainer, folder: Path, his
         keep=config.measurements + 2,  # all: the networks of a run are small
     )
     return probe
+
+
+def _partitions(config: RunConfig, data: Dataset) -> dict[str, dict[str, Tensor]]:
+    """The groups whose alignment is asked for: the classes by the labels as given, those without a sample left out."""
+    if config.groups == "none":
+        return {}
+    labels = data.train_labels.cpu()
+    return {
+        config.groups: {
+            name: labels == number for number, name in enumerate(data.class_names) if bool((labels == number).any())
+        }
+    }
 
 
 def _metrics(config: RunConfig, data: Dataset, model: nn.Module, *, with_spectrum: bool) -> dict[str, float]:

@@ -20,16 +20,19 @@ from sgdkern.blind_groups import presumed_wrong
 from sgdkern.capture import per_sample_gradients
 from sgdkern.classification import margins_and_predictions
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gram_pass import GramMatrix, gram_matrix
 from sgdkern.history import History, HistoryWriter
 from sgdkern.non_finite import non_finite
-from sgdkern.order_parameters import group_statistics, order_parameters
+from sgdkern.order_parameters import cosine_null, group_statistics, order_parameters
 from sgdkern.phase_detector import PhaseEvent
-from sgdkern.record import GroupRecord, Record, SpectrumRecord
+from sgdkern.record import GroupRecord, NullRecord, Record, SpectrumRecord
 from sgdkern.schedule import Every, schedule
 from sgdkern.spectrum import noise_spectrum
-from sgdkern.statistics import Groups, Statistics, partition, statistics
+from sgdkern.statistics import LARGEST_GRAM, Groups, Statistics, partition, statistics
 
 Metrics: TypeAlias = "Mapping[str, float]"
+Gradients: TypeAlias = GradientMatrix | GramMatrix
+_NULL_LEVELS = (0.025, 0.975)
 
 
 class Probe:
@@ -39,10 +42,10 @@ class Probe:
     model comes back untouched to the bit. Everything measured is in ``probe.history``, every change of phase in
     ``probe.events``; once the network begins to memorise wrong labels, ``probe.alarm`` says so.
 
-    Besides the whole set, up to three partitions of the samples are followed: ``given`` (``groups``, where the user
-    knows one), ``blind`` (c, presumably right, and w, presumably wrong: a mixture of two Gaussians fitted to each
-    sample's mean loss over the records so far; no label's truth is asked) and ``random`` (a random split of the same
-    sizes, what the others are to be compared with).
+    Besides the whole set, partitions of the samples are followed: ``given`` (``groups``) and those of ``partitions``
+    (classes, sources, annotators), where the user knows any, ``blind`` (c, presumably right, and w, presumably wrong: a
+    mixture of two Gaussians fitted to each sample's mean loss over the records so far; no label's truth is asked) and
+    ``random`` (a random split of the same sizes, what the blind groups are to be compared with).
 
     Args:
         model: The network; it is measured in evaluation mode and its training flags come back.
@@ -51,6 +54,10 @@ class Probe:
         targets: Their targets, [N, ...].
         batch_size: B, the size of the minibatches whose noise is asked for.
         groups: A partition of the samples: integers [N] or {name: boolean mask [N]}.
+        partitions: Further partitions by name, each as ``groups``.
+        null_every: Draw at every so many records, the first included, what the cosines between the groups of ``given``
+            and of ``partitions`` would be for random splits of the same sizes; None draws nothing.
+        null_splits: How many random splits to draw then; the middle 95 % of them are kept.
         every: When to measure: None for 16 steps a decade, a number of steps, a collection of steps, or a function of
             the step.
         spectrum_every: Measure the noise spectrum at every so many records, the first included; None measures none.
@@ -108,6 +115,9 @@ class Probe:
         *,
         batch_size: int = 25,
         groups: Groups | None = None,
+        partitions: Mapping[str, Groups] | None = None,
+        null_every: int | None = None,
+        null_splits: int = 100,
         every: Every = None,
         spectrum_every: int | None = None,
         blind: bool = True,
@@ -132,8 +142,12 @@ class Probe:
             )
         if spectrum_every is not None and spectrum_every < 1:
             raise ValueError(f"Probe: spectrum_every must be at least 1 record, got {spectrum_every}.")
-        if groups is not None:
-            partition(groups, num_samples)
+        if null_every is not None and (null_every < 1 or null_splits < 1):
+            raise ValueError(
+                f"Probe: null_every and null_splits must be at least 1, got {null_every} and {null_splits}."
+            )
+        self._known = _known_partitions(groups, partitions or {}, num_samples)
+        self._null_every, self._null_splits = null_every, null_splits
         self._model, self._loss_fn, self._inputs, self._targets = model, loss_fn, inputs, targets
         self._batch_size, self._groups, self._params = batch_size, groups, params
         self._is_due = schedule(every)
@@ -266,18 +280,21 @@ class Probe:
             values=measured.scalars(),
             metrics={**metrics, **(self._metrics() if self._metrics is not None else {})},
             groups={name: self._group_record(gradients, found, groups) for name, groups in partitions.items()},
+            nulls=self._nulls(step, gradients, found),
             spectrum=self._spectrum(gradients),
             losses=losses,
             margins=margins,
             predictions=predictions,
         )
 
-    def _gradients(self, step: int) -> GradientMatrix:
-        """G in evaluation mode; what is not finite is an error that names the step, the layer and the samples."""
+    def _gradients(self, step: int) -> Gradients:
+        """G, or K alone, in evaluation mode; what is not finite is an error that names step, layer and samples."""
         problem = (self._model, self._loss_fn, self._inputs, self._targets)
         with _evaluation_mode(self._model):
             try:
-                gradients = per_sample_gradients(*problem, params=self._params)
+                # Where K is what all is read from, G need not stay.
+                measure = gram_matrix if len(self._summed_losses) <= LARGEST_GRAM else per_sample_gradients
+                gradients = measure(*problem, params=self._params)
             except RuntimeError as error:
                 found = non_finite(step, *problem)
                 raise found or RuntimeError(f"Probe: at step {step}: {error}") from error
@@ -295,7 +312,7 @@ class Probe:
 
     def _partitions(self, summed_losses: np.ndarray[Any, Any]) -> dict[str, Groups]:
         """The partitions to follow at this record."""
-        partitions: dict[str, Groups] = {} if self._groups is None else {"given": self._groups}
+        partitions: dict[str, Groups] = dict(self._known)
         wrong = presumed_wrong(np.divide(summed_losses, len(self.history) + 1)) if self._blind else None
         if wrong is not None:
             shuffled = torch.randperm(len(wrong), generator=self._generator(-1)).numpy()
@@ -305,11 +322,29 @@ class Probe:
             partitions["random"] = {"c": torch.from_numpy(~drawn), "w": torch.from_numpy(drawn)}
         return partitions
 
-    def _group_record(self, gradients: GradientMatrix, found: Statistics, groups: Groups) -> GroupRecord:
+    def _group_record(self, gradients: Gradients, found: Statistics, groups: Groups) -> GroupRecord:
         measured = group_statistics(found.with_groups(gradients, groups), batch_size=self._batch_size)
         return GroupRecord(measured.names, measured.counts, measured.A, measured.A0, measured.cosines)
 
-    def _spectrum(self, gradients: GradientMatrix) -> SpectrumRecord | None:
+    def _nulls(self, step: int, gradients: Gradients, found: Statistics) -> dict[str, NullRecord]:
+        """What chance would give for each known partition, where it is this record's turn."""
+        if self._null_every is None or len(self.history) % self._null_every:
+            return {}
+        nulls: dict[str, NullRecord] = {}
+        drawn: dict[tuple[int, ...], NullRecord] = {}  # partitions of the same sizes have the same null
+        for name, groups in self._known.items():
+            counts = tuple(partition(groups, found.num_samples)[1].bincount().tolist())
+            if counts not in drawn:
+                null = cosine_null(
+                    gradients, found, counts, num_splits=self._null_splits, generator=self._generator(step),
+                    levels=_NULL_LEVELS,
+                )  # fmt: skip
+                lower, upper = (tuple(map(tuple, matrix.tolist())) for matrix in null.quantiles)
+                drawn[counts] = NullRecord(lower, upper, _NULL_LEVELS, null.num_splits)
+            nulls[name] = drawn[counts]
+        return nulls
+
+    def _spectrum(self, gradients: Gradients) -> SpectrumRecord | None:
         """The noise spectrum, where it is this record's turn."""
         if not self.spectrum_is_due:
             return None
@@ -323,6 +358,16 @@ class Probe:
             converged=spectrum.converged,
             params="all" if self._params is None else ", ".join(gradients.parameters),
         )
+
+
+def _known_partitions(groups: Groups | None, partitions: Mapping[str, Groups], num_samples: int) -> dict[str, Groups]:
+    """The user's partitions by name, each seen to be one."""
+    if taken := {"given", "blind", "random"} & set(partitions):
+        raise ValueError(f"Probe: partitions must not be called {', '.join(sorted(taken))}. Choose another name.")
+    known = ({} if groups is None else {"given": groups}) | dict(partitions)
+    for one in known.values():
+        partition(one, num_samples)
+    return known
 
 
 def _best_weights(path: Path, *, keep: int, anew: bool) -> BestWeights:

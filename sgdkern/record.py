@@ -24,6 +24,23 @@ GroupRecord = GroupStatistics
 
 
 @dataclass(frozen=True)
+class NullRecord:
+    """Where the cosines of a partition's groups would lie, were the groups random splits of the same sizes.
+
+    Attributes:
+        lower: Lower bound of each cosine, the mean of all samples last, [groups + 1][groups + 1].
+        upper: Upper bound.
+        levels: Quantiles that the bounds are.
+        num_splits: Random splits drawn.
+    """
+
+    lower: tuple[tuple[float, ...], ...]
+    upper: tuple[tuple[float, ...], ...]
+    levels: tuple[float, float]
+    num_splits: int
+
+
+@dataclass(frozen=True)
 class SpectrumRecord:
     """The noise spectrum at one step.
 
@@ -54,6 +71,7 @@ class Record:
         values: Order parameters of the whole set.
         metrics: The user's own scalars, such as `train_error` or `test_error`.
         groups: Partition name (`given`, `blind`, `random`, ...) to what was measured on its groups.
+        nulls: Partition name to what chance alone would give, where it was drawn.
         spectrum: The noise spectrum, where it was measured.
         losses: Loss of each sample, float32 [N].
         margins: Logit of the given label minus the largest other logit, float32 [N].
@@ -65,6 +83,7 @@ class Record:
     values: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, GroupRecord] = field(default_factory=dict)
+    nulls: Mapping[str, NullRecord] = field(default_factory=dict)
     spectrum: SpectrumRecord | None = None
     losses: NDArray[np.float32] | None = None
     margins: NDArray[np.float32] | None = None
@@ -142,6 +161,8 @@ def record_line(record: Record) -> bytes:
     content["values"] = {name: float(value) for name, value in record.values.items()}
     content["metrics"] = {name: float(value) for name, value in record.metrics.items()}
     content["groups"] = {name: vars(group) for name, group in record.groups.items()}
+    if record.nulls:
+        content["nulls"] = {name: vars(null) for name, null in record.nulls.items()}
     content["spectrum"] = None if record.spectrum is None else vars(record.spectrum)
     content |= {name: getattr(record, name) for name in PER_SAMPLE}
     return _line("record", content)
@@ -174,6 +195,10 @@ def _floats(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
+def _matrix(rows: Any) -> tuple[tuple[float, ...], ...]:
+    return tuple(_floats(row) for row in rows)
+
+
 def read_record(line: bytes) -> Record:
     """Read one record; any damage is a ValueError, KeyError, TypeError or AttributeError."""
     body = _parse(line, "record")
@@ -183,9 +208,18 @@ def read_record(line: bytes) -> Record:
             counts=tuple(int(count) for count in group["counts"]),
             A=_floats(group["A"]),
             A0=_floats(group["A0"]),
-            cosines=tuple(_floats(row) for row in group["cosines"]),
+            cosines=_matrix(group["cosines"]),
         )
         for name, group in body["groups"].items()
+    }
+    nulls = {
+        name: NullRecord(
+            lower=_matrix(null["lower"]),
+            upper=_matrix(null["upper"]),
+            levels=(float(null["levels"][0]), float(null["levels"][1])),
+            num_splits=int(null["num_splits"]),
+        )
+        for name, null in body.get("nulls", {}).items()
     }
     found = body["spectrum"]
     spectrum = found and SpectrumRecord(
@@ -202,6 +236,7 @@ def read_record(line: bytes) -> Record:
         values={name: float(value) for name, value in body["values"].items()},
         metrics={name: float(value) for name, value in body["metrics"].items()},
         groups=groups,
+        nulls=nulls,
         spectrum=spectrum,
         **{name: None if body[name] is None else _decode_array(body[name]) for name in PER_SAMPLE},
     )

@@ -39,6 +39,8 @@ class RunConfig:
         weight_decay: Of SGD.
         measurements: About how many measurements, evenly spaced in the logarithm of the step.
         spectrum_every: The noise spectrum is taken at every so many measurements.
+        groups: ``classes`` follows how the gradients of the classes align, and what chance gives, at the measurements
+            that take the spectrum; ``none``.
         keep_best: Whether the weights of phase II's best moment are kept in the run folder.
         stop_at_alarm: Whether training ends where phase III is seen to have begun.
         seed: Draws the split, the noise, the weights and the order of the samples.
@@ -65,6 +67,7 @@ class RunConfig:
     weight_decay: float = 0.0
     measurements: int = 100
     spectrum_every: int = 5
+    groups: str = "none"
     keep_best: bool = False
     stop_at_alarm: bool = False
     seed: int = 0
@@ -78,6 +81,7 @@ class RunConfig:
             "noise": NOISE_KINDS,
             "model": tuple(MODELS),
             "activation": tuple(ACTIVATIONS),
+            "groups": ("none", "classes"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -78,7 +78,7 @@ def test_random_splits_explain_cosines_where_there_is_no_mean():
     measured = statistics(source)
     null = cosine_null(source, measured, (30, 30), num_splits=50)
     assert null.mean[0, 1] < -0.9  # for any split: A0 ≈ 0 forces it
-    assert null.expected[0, 1] == pytest.approx(float(null.mean[0, 1]), abs=0.02)
+    assert null.quantiles[0, 0, 1] <= null.expected[0, 1] <= null.quantiles[2, 0, 1]
     by_passes = cosine_null(source, statistics(source, route="passes"), (30, 30), num_splits=50)
     torch.testing.assert_close(by_passes.mean, null.mean)
     torch.testing.assert_close(by_passes.quantiles, null.quantiles)

@@ -231,6 +231,10 @@ def test_to_pandas(monkeypatch):
         assert frame["test_error"].tolist() == history.column("test_error").tolist()
         assert frame["given/R_cw"].tolist() == history.column("R_cw", "given").tolist()
         assert frame["effective_dimension"].tolist() == [2.0] * 3
+        without = History()
+        without.append(Record(step=0, values={"A": 1.0}))
+        for table in (frame, without.to_pandas()):
+            assert table["epoch"].dtype == np.float64
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install"):
         history.to_pandas()

@@ -24,6 +24,20 @@ def _probe(model, **options):
     return sk.Probe(model, nn.CrossEntropyLoss(), INPUTS, TARGETS, batch_size=4, every=2, **options)
 
 
+class AlarmAtThree:
+    """Stands in for a probe: phase II at step 1, the alarm at step 3."""
+
+    def __init__(self):
+        self.events, self.alarm = (), None
+
+    def __call__(self, step):
+        if step == 1:
+            self.events += (sk.PhaseEvent("II", 0, 1, "Go on."),)
+        if step == 3:
+            self.alarm = sk.Alarm("III", 2, 3, "Stop here.", best_step=1, checkpoint=None)
+            self.events += (self.alarm,)
+
+
 def test_names_and_numbers_reach_a_logger():
     seen, written = {}, []
 
@@ -42,10 +56,12 @@ def test_names_and_numbers_reach_a_logger():
     assert "sgdkern/metrics/broken" not in seen[4]
 
 
-def test_hugging_face_trainer(tmp_path):
+def test_hugging_face_trainer(tmp_path, caplog):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     from sgdkern.integrations.transformers import ProbeCallback
+
+    trainers = []
 
     class Classifier(nn.Module):
         def __init__(self):
@@ -58,13 +74,14 @@ def test_hugging_face_trainer(tmp_path):
     def train(callbacks):
         torch.manual_seed(1)
         model = Classifier()
+        trainers.append(None)
         options = {"max_steps": 5, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": [], "seed": 1}
         arguments = transformers.TrainingArguments(
             str(tmp_path), save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, **options
         )
         data = [{"inputs": one, "labels": label} for one, label in zip(INPUTS, TARGETS, strict=True)]
-        trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=callbacks(model))
-        trainer.train()
+        trainers[-1] = transformers.Trainer(model, arguments, train_dataset=data, callbacks=callbacks(model))
+        trainers[-1].train()
         return model
 
     probes = []
@@ -76,15 +93,29 @@ def test_hugging_face_trainer(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what other libraries deprecate is not our concern
         probed, plain = train(attach), train(lambda model: [])
+        with caplog.at_level("WARNING"):
+            transformers.utils.logging.enable_propagation()
+            train(lambda model: [ProbeCallback(AlarmAtThree(), stop_at_alarm=True)])
+            transformers.utils.logging.disable_propagation()
     assert probes[0].history.steps.tolist() == [0, 2, 4]
     assert all(torch.equal(one, other) for one, other in zip(probed.parameters(), plain.parameters(), strict=True))
+    assert [trainer.state.global_step for trainer in trainers] == [5, 5, 3]
+    told = [entry["sgdkern/phase"] for entry in trainers[-1].state.log_history if "sgdkern/phase" in entry]
+    assert told == ["II", "III"]
+    assert "step 3: phase III. Stop here." in caplog.text
 
 
-def test_lightning_trainer(tmp_path):
+def test_lightning_trainer(tmp_path, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
     from sgdkern.integrations.lightning import ProbeCallback
+
+    steps, logged = [], []
+
+    class Logger(lightning.loggers.CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            logged.append((metrics, step))
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -97,14 +128,15 @@ def test_lightning_trainer(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def train(callbacks):
+    def train(callbacks, logger=False):
         module = Module()
         data = torch.utils.data.TensorDataset(INPUTS, TARGETS)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet = {"logger": logger, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = lightning.Trainer(
             max_steps=5, accelerator="cpu", default_root_dir=tmp_path, callbacks=callbacks(module), **quiet
         )
         trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=8))
+        steps.append(trainer.global_step)
         return module
 
     probes = []
@@ -116,5 +148,13 @@ def test_lightning_trainer(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         probed, plain = train(attach), train(lambda module: [])
+        with caplog.at_level("WARNING"):
+            train(lambda module: [ProbeCallback(AlarmAtThree(), stop_at_alarm=True)], Logger(tmp_path))
     assert probes[0].history.steps.tolist() == [0, 2, 4]
     assert all(torch.equal(one, other) for one, other in zip(probed.parameters(), plain.parameters(), strict=True))
+    assert steps == [5, 5, 3]
+    assert [pair for pair in logged if "sgdkern/phase" in pair[0]] == [
+        ({"sgdkern/phase": 2}, 1),
+        ({"sgdkern/phase": 3}, 3),
+    ]
+    assert "step 3: phase III. Stop here." in caplog.text

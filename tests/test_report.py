@@ -21,9 +21,9 @@ from PIL import Image
 from run_folder import change_json, write_run
 
 from sgdkern.history import History
-from sgdkern.record import GroupRecord
-from sgdkern.report import style, write_report
-from sgdkern.report.figures import draw, order_parameters
+from sgdkern.record import GroupRecord, NullRecord
+from sgdkern.report import group_alignment_figures, style, write_report
+from sgdkern.report.figures import draw, group_alignment, order_parameters
 from sgdkern.report.html import page as render
 from sgdkern.report.html import picture
 from sgdkern.report.run_folder import RunFolder
@@ -344,3 +344,85 @@ def test_progress_reaches_its_total(written: Written) -> None:
 
 def test_style_leaves_nothing_behind(written: Written) -> None:
     assert written.style_after == written.style_before
+
+
+# --- groups that the user named ---------------------------------------------------------------------------------------
+
+
+def with_groups(history: History, num_groups: int, *, nulls: bool, seed: int = 0) -> History:
+    """The history with a partition `sites` of so many groups, whose cosines wander, and what chance gives."""
+    draws = np.random.default_rng(seed)
+    names = tuple(f"site ${one}" for one in range(num_groups))
+    found = History(history.header)
+    for row, record in enumerate(history):
+        cosines = np.corrcoef(draws.standard_normal((num_groups + 1, 6)))
+        rows = tuple(map(tuple, cosines.tolist()))
+        group = GroupRecord(names, tuple(range(10, 10 + num_groups)), (1.0,) * num_groups, (1.0,) * num_groups, rows)
+        bounds = [tuple(map(tuple, np.full_like(cosines, bound).tolist())) for bound in (-0.3, 0.4)]
+        null = {"sites": NullRecord(*bounds, (0.025, 0.975), 50)} if nulls and row % 4 == 0 else {}
+        found.append(replace(record, groups={**record.groups, "sites": group}, nulls=null))
+    return found
+
+
+@pytest.mark.parametrize(("num_groups", "nulls"), [(2, True), (10, True), (30, False)])
+def test_named_groups_have_curves_and_matrices(tmp_path: Path, num_groups: int, nulls: bool) -> None:
+    folder = write_run(tmp_path / "run")
+    with_groups(History.load(folder / "history.jsonl"), num_groups, nulls=nulls).save(folder / "history.jsonl")
+    run = RunFolder.read(folder)
+    with style.applied():
+        curves, matrices = group_alignment.group_alignments(run)
+        assert (curves.name, matrices.name) == ("fig4d_sites_curves", "fig4d_sites_matrices")
+        for panel in (curves, matrices):
+            for figure in (panel.figure, panel.narrow):
+                assert figure is not None
+                figure.savefig(io.BytesIO(), dpi=20)
+        text = Page(render(run, [picture(matrices)])).text
+    assert len(curves.figure.axes) == min(num_groups, 12)
+    assert len(matrices.figure.axes) == 4 + 1  # the phases, and the scale of the colours
+    assert matrices.figure.axes[0].images[0].get_array().shape == (num_groups + 1, num_groups + 1)
+    assert ("random splits" in curves.caption) == nulls
+    assert ("random splits" in matrices.caption) == nulls
+    assert ("12 largest of 30" in curves.caption) == (num_groups == 30)
+    assert "The groups that you named" in text
+    if num_groups == 30:  # the largest are the last, by the sizes above
+        assert curves.figure.axes[0].get_title(loc="left") == style.literal("site $18")
+
+
+def test_dots_mark_what_chance_gives(tmp_path: Path) -> None:
+    history = with_groups(History.load(write_run(tmp_path / "run") / "history.jsonl"), 3, nulls=True)
+    run = RunFolder.of(history)
+    with style.applied():
+        figure = group_alignment.matrices(run, "sites").figure
+    axes = figure.axes[0]
+    values = np.asarray(axes.images[0].get_array())
+    inside = (values >= -0.3) & (values <= 0.4) & ~np.eye(4, dtype=bool)
+    dots = {(round(x), int(y)) for x, y in zip(*axes.lines[0].get_data())}  # each stands a third below its number
+    assert dots == {(across, down) for down, across in zip(*np.nonzero(inside))}
+
+
+def test_the_same_figures_from_a_history_alone(tmp_path: Path) -> None:
+    history = with_groups(History.load(write_run(tmp_path / "run") / "history.jsonl"), 3, nulls=True)
+    figures = group_alignment_figures(history, "sites")
+    assert set(figures) == {"curves", "matrices"}
+    assert len(figures["curves"].axes) == 3
+    with pytest.raises(KeyError, match=r"got 'given groups'\. Known here: blind, given, random, sites"):
+        group_alignment_figures(history, "given groups")
+
+
+# --- the alarm --------------------------------------------------------------------------------------------------------
+
+
+def test_the_alarm_is_told_with_the_moment_to_go_back_to(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert "Alarm." not in words(folder).text  # a run of before there were alarms
+    alarm = {"step": 360, "seen_at": 500, "best_step": 120, "checkpoint": "best_phase_II.pt", "test_error": 0.2,
+             "test_error_at_best_step": 0.1}  # fmt: skip
+    change_json(folder / "summary.json", alarm=alarm)
+    text = words(folder).text
+    assert "the alarm was raised at epoch 42" in text
+    assert "go back to was epoch 10, whose weights are in best_phase_II.pt" in text
+    assert "Test error: 10.0 % at that moment, 20.0 % at the alarm, and 50.0 % at the end." in text
+    change_json(folder / "config.json", stop_at_alarm=True)
+    assert "Training ended there." in words(folder).text
+    change_json(folder / "summary.json", alarm=None)
+    assert "no alarm was raised" in words(folder).text

@@ -66,6 +66,7 @@ def run(
     threads: Annotated[int, _train("CPU threads; with 1 the results are the same on any number of cores.")] = 1,
     measurements: Annotated[int, _measure("About how many, evenly spaced in the logarithm of the step.")] = 100,
     spectrum_every: Annotated[int, _measure("Take the noise spectrum at every so many measurements.")] = 5,
+    groups: Annotated[str, _measure("classes: follow how the gradients of the classes align; or none.")] = "none",
     keep_best: Annotated[
         bool, _measure("Keep the weights of phase II's best moment, best_phase_II.pt.", "--keep-best")
     ] = False,

@@ -4,10 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sgdkern.atomic import replacing
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sgdkern.history import History
+
+__all__ = ["group_alignment_figures", "write_report"]
+
+
+def group_alignment_figures(history: History, partition: str = "given") -> dict[str, Figure]:
+    """Draw how the groups of a partition pull: together, against each other, or as chance would have it.
+
+    Args:
+        history: Of a probe with `groups` or `partitions`; with `null_every` what chance would give is drawn too.
+        partition: `given`, or the name in `partitions`.
+
+    Returns:
+        `curves`, a tile a group over log-time: the cosine of its mean gradient with that of all and of each other
+        group; `matrices`, groups × groups at the middle of each phase, the mean of all last.
+
+    Raises:
+        KeyError: No record has the partition.
+        ImportError: matplotlib is not installed.
+    """
+    from sgdkern.report import style
+    from sgdkern.report.figures.group_alignment import curves, matrices
+    from sgdkern.report.run_folder import RunFolder
+
+    known = sorted({name for record in history for name in record.groups})
+    if partition not in known:
+        raise KeyError(
+            f"group_alignment_figures: the partition must have been measured, got {partition!r}. Known here: "
+            f"{', '.join(known) or 'none'}."
+        )
+    run = RunFolder.of(history)
+    with style.applied():
+        return {"curves": curves(run, partition).figure, "matrices": matrices(run, partition).figure}
 
 
 def write_report(run_folder: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Path:

@@ -43,6 +43,7 @@ class Findings:
         phase_note: What there is to say of the phases as a whole.
         labels: Paragraphs on the wrong labels.
         scoring: How the findings compare with the truth, where that is known; the tool never sees it.
+        alarm: What was said while the network was trained; None where the run did not tell.
     """
 
     headline: str
@@ -52,6 +53,7 @@ class Findings:
     phase_note: str
     labels: tuple[str, ...]
     scoring: tuple[str, ...]
+    alarm: str | None
 
 
 _TITLES = {
@@ -122,6 +124,7 @@ def describe(run: RunFolder) -> Findings:
         phase_note=_phase_note(run),
         labels=tuple(_labels(run)),
         scoring=tuple(_scoring(run)),
+        alarm=_alarm(run),
     )
 
 
@@ -247,6 +250,32 @@ def _phase_note(run: RunFolder) -> str:
             "issues below. The labels may be too wrong, or the training too short or unsuitable, to learn anything."
         )
     return " ".join(filter(None, [f"Verdict: {run.phases.verdict}.", reason[:1].upper() + reason[1:], advice]))
+
+
+def _alarm(run: RunFolder) -> str | None:
+    """The alarm, where to go back to, and what that saves."""
+    if "alarm" not in run.summary or _learned_nothing(run):
+        return None
+    seen, best, end = (
+        run.number("alarm", "seen_at"),
+        run.number("alarm", "best_step"),
+        run.number("test_error", "final"),
+    )
+    if seen is None or best is None:
+        return "While the network was trained no alarm was raised: it was not seen to begin to memorise wrong labels."
+    name = (run.summary["alarm"] or {}).get("checkpoint")
+    weights = f", whose weights are in {name}" if name else ""
+    stopped = "Training ended there." if run.config.get("stop_at_alarm") else ""
+    errors = [run.number("alarm", key) for key in ("test_error", "test_error_at_best_step")]
+    words = [
+        f"While the network was trained the alarm was raised at {when(run, seen)}: wrong labels are being memorised.",
+        stopped,
+        f"The moment to go back to was {when(run, best)}{weights}.",
+    ]
+    if errors[0] is not None and errors[1] is not None and end is not None:
+        last = "" if stopped else f", and {percent(end)} at the end"
+        words.append(f"Test error: {percent(errors[1])} at that moment, {percent(errors[0])} at the alarm{last}.")
+    return " ".join(filter(None, words))
 
 
 def _labels(run: RunFolder) -> list[str]:

@@ -36,7 +36,7 @@ _SECTIONS = {
     ),
     "alignments": (
         "The groups that you named",
-        "Whether the groups of samples pull together: the cosines of their mean gradients, each against what chance gives.",
+        "Whether these groups of samples pull together: the cosines of their mean gradients, and what chance gives.",
     ),
     "noise": ("The noise of the gradient", "In how many directions of weight space it points (Figs. 2 and 5)."),
     "losses": (

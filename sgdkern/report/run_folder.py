@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdkern.history import History, Record
+from sgdkern.phases import label_phases
 
 Array = npt.NDArray[Any]
 Read = TypeVar("Read")
@@ -132,6 +133,21 @@ class RunFolder:
             samples=_attempt(folder / "samples.npz", _read_samples, notes, expected=False),
             notes=tuple(notes),
         )
+
+    @classmethod
+    def of(cls, history: History) -> RunFolder:
+        """Take a history that is in no folder; its phases are labelled here.
+
+        Args:
+            history: At least one record.
+
+        Returns:
+            A run with a history and phases, and nothing else.
+        """
+        found = label_phases(history)
+        stretches = tuple(Phase(one.name, one.start, one.end, one.confidence) for one in found)
+        phases = PhaseLabels(found.verdict, found.reason, stretches, found.cleaning_step, None)
+        return cls(Path(), history, phases, None, {}, {}, None, ())
 
     def number(self, *keys: str) -> float | None:
         """Return one finite number of summary.json by its path of keys, None where it is missing."""

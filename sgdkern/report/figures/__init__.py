@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sgdkern.report.figures import losses, noise, order_parameters, training
+from sgdkern.report.figures import group_alignment, losses, noise, order_parameters, training
 from sgdkern.report.figures.panel import Panel
 from sgdkern.report.run_folder import RunFolder
 
@@ -23,6 +23,7 @@ PANELS: tuple[Callable[[RunFolder], Panel | list[Panel] | None], ...] = (
     order_parameters.ratio,
     order_parameters.alignments,
     order_parameters.blind_alignment,
+    group_alignment.group_alignments,
     losses.separation,
     noise.spectra,
     noise.cumulative,
