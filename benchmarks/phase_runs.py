@@ -147,17 +147,12 @@ def _further_development() -> list[Run]:
     )
     return [
         replace(run, rate=0.9, model="cnn", hidden=(8, 16)),
-        replace(cifar, rate=0.0),
         replace(run, rate=0.9, model="mlp-batchnorm"),
-        replace(cifar, rate=0.6),
         replace(tanh, rate=0.9),
-        replace(run, rate=0.9, optimiser="adam", lr=0.002),
-        replace(cifar, rate=0.0, model="mlp", hidden=(100,)),
-        replace(run, rate=0.9, momentum=0.9, lr=0.01),
         replace(tanh, rate=0.6, seed=351),
-        replace(run, noise="pair", rate=0.3, seed=352),
+        replace(cifar, rate=0.0),
+        replace(cifar, rate=0.0, model="mlp", hidden=(100,)),
         replace(run, noise="pair", rate=0.4, batch_size=100, lr=0.3, epochs=600, seed=353),
-        replace(run, noise="pair", rate=0.2, data="mnist", train_samples=2000, hidden=(40,), lr=0.05, seed=354),
     ]
 
 
