@@ -16,6 +16,7 @@ from sgdkern.cleaning import LabelCleaner, noise_matrix, noise_rates_by
 
 
 @pytest.mark.filterwarnings("ignore:LabelCleaner. .* too few:UserWarning", "ignore:LabelCleaner. class:UserWarning")
+@pytest.mark.filterwarnings("ignore:LabelCleaner. the networks are often wrong:UserWarning")  # on its random labels
 @parametrize_with_checks([LabelCleaner(mode="fast", max_epochs=6)])  # every check is expected to pass
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
@@ -194,6 +195,8 @@ def test_progress_is_told():
         ({"mode": "slow"}, {}, "mode must be 'default' or 'fast'"),
         ({"max_epochs": 0}, {}, "max_epochs must be at least 1"),
         ({"model": lambda: nn.Linear(3, 2)}, {}, "C at least 3 classes"),
+        ({"device": "nowhere"}, {}, "'nowhere' is not"),
+        ({}, {"sources": ["ann", "bob"]}, r"each of the 60 labels, got \[2\]"),
     ],
 )
 def test_bad_input_is_told_in_words(options, change, words):
@@ -217,6 +220,16 @@ def test_a_lonely_label_is_left_as_it_is_with_a_warning():
     assert cleaner.label_quality_[7] == 0.5
 
 
+def test_networks_too_weak_for_a_noise_rate_say_that_it_is_a_bound():
+    rng = np.random.default_rng(0)
+    inputs, truth = rng.normal(size=(600, 20)), rng.integers(0, 5, 600)
+    inputs[:, 0] += truth  # a hint, no more
+    with pytest.warns(UserWarning, match="is an upper bound"):
+        cleaner = LabelCleaner(mode="fast").fit(inputs, truth)
+    assert "upper bound" in cleaner.noise_rate_.covers
+
+
+@pytest.mark.filterwarnings("ignore:LabelCleaner. the networks are often wrong:UserWarning")
 def test_too_few_samples_are_told():
     inputs, given, _ = blobs(num_samples=25)
     with pytest.warns(UserWarning, match="25 samples for 3 classes are too few"):

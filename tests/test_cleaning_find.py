@@ -1,11 +1,13 @@
 """find_label_issues on histories made by hand: ranking, thresholds, columns, and words for bad input."""
 
 import csv
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+import sgdkern as sk
 from sgdkern import classification
 from sgdkern.cleaning import find_label_issues
 from sgdkern.cleaning.mixture import Mixture, fit_mixture, probability_wrong, rate_among_sure, rate_of
@@ -86,8 +88,23 @@ def test_a_permutation_of_the_samples_permutes_the_table():
 def test_clean_labels_give_few_issues_whatever_is_recorded():
     steps, logits, given, _, _ = memorising_run(noise_rate=0.0)
     for method in ("aum", "mean_loss"):
-        issues = find_label_issues(logits, labels=given, kind="logits", steps=steps, phases=Known(), method=method)
+        with pytest.warns(UserWarning, match="one group") if method == "mean_loss" else nullcontext():
+            issues = find_label_issues(logits, labels=given, kind="logits", steps=steps, phases=Known(), method=method)
         assert issues["is_label_issue"].mean() <= 0.02
+
+
+@pytest.mark.parametrize("method", ["aum", "mean_loss", "loss"])
+@pytest.mark.parametrize("by_label", [0.0, 0.3], ids=["alike", "by label"])
+def test_where_nothing_was_learned_nothing_is_flagged_and_the_reason_said(method, by_label):
+    rng = np.random.default_rng(0)
+    given = rng.integers(0, 5, 500)
+    logits = rng.normal(0, 0.1, (4, 500, 5)) + by_label * np.arange(5)  # the inputs' part is noise
+    with pytest.warns(UserWarning, match="nothing learned" if method == "aum" else "one group"):
+        issues = find_label_issues(logits, labels=given, kind="logits", phases=Known(), method=method)
+    assert not issues["is_label_issue"].any()
+    assert (issues["p_wrong"] == 0).all()
+    assert (issues.noise_rate.low, issues.noise_rate.high) == (0, 1)
+    assert len(np.unique(issues["label_quality"])) == 500  # the ranking stays
 
 
 def test_strings_work_like_integers():
@@ -114,6 +131,49 @@ def test_a_history_gives_what_its_arrays_give():
         np.testing.assert_array_equal(issues[column], arrays[column])
     assert issues.method == "aum"
     assert issues.cleaning_step == 60.0
+
+
+@pytest.fixture(scope="module")
+def small_run():
+    """A linear model that tells two clouds apart, their samples, and labels of which every tenth is wrong."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(60) % 2
+    inputs = torch.randn(60, 3, generator=generator) + 8.0 * truth[:, None]
+    given = torch.where(torch.arange(60) % 10 == 0, 1 - truth, truth)
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-0.1] * 3, [0.1] * 3]))
+        model.bias.zero_()
+    return model, inputs - inputs.mean(0), given, (given != truth).numpy()
+
+
+def test_records_of_a_probe(small_run):
+    model, inputs, given, wrong = small_run
+    probe = sk.Probe(model, torch.nn.functional.cross_entropy, inputs, given, every=10, blind=False)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.001)
+    for step in range(41):
+        probe(step)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), given).backward()
+        optimiser.step()
+    issues = find_label_issues(probe.history, labels=given.numpy())
+    np.testing.assert_array_equal(issues["is_label_issue"], wrong)
+    assert issues.method == "aum"
+
+
+def test_records_of_watch_are_taken_where_every_step_sees_all_samples_and_refused_where_not(small_run):
+    model, inputs, given, wrong = small_run
+    loss_fn = torch.nn.CrossEntropyLoss()
+    with sk.watch(model, loss_fn, every=1) as watched:
+        for _ in range(3):
+            loss_fn(model(inputs), given).backward()
+    issues = find_label_issues(watched.history, labels=given.numpy())
+    np.testing.assert_array_equal(issues["is_label_issue"], wrong)
+    with sk.watch(model, loss_fn, every=1) as watched:
+        for rows in (slice(0, 20), slice(20, 60)):
+            loss_fn(model(inputs[rows]), given[rows]).backward()
+    with pytest.raises(ValueError, match=r"the same 60 samples as the labels, got records of \[20, 40\]. Those of"):
+        find_label_issues(watched.history, labels=given.numpy())
 
 
 def test_csv_is_ranked_and_suggests(tmp_path):

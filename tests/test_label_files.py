@@ -111,6 +111,25 @@ def test_parquet_is_read_like_csv(table, tmp_path):
     assert len(pandas.read_parquet(tmp_path / "two" / "cleaned.parquet")) == 150 - two.issues.num_issues
 
 
+def test_parquet_with_a_column_of_vectors(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    inputs, given, _ = blobs(num_samples=40)
+    frame = pandas.DataFrame({"embedding": [row.tolist() for row in inputs], "age": 1.5, "label": CLASSES[given]})
+    frame.to_parquet(tmp_path / "animals.parquet")
+    data = read_labelled(tmp_path / "animals.parquet")
+    assert data.features == ("embedding[0]", "embedding[1]", "embedding[2]", "age")
+    np.testing.assert_array_equal(data.inputs[:, :3], inputs.astype(np.float32))
+    frame.loc[3, "age"] = np.nan
+    frame.to_parquet(tmp_path / "animals.parquet")
+    with pytest.raises(ValueError, match="got nan in column 'age', row 3"):
+        read_labelled(tmp_path / "animals.parquet")
+    frame["embedding"] = [row.tolist()[: 2 + (index > 0)] for index, row in enumerate(inputs)]
+    frame.to_parquet(tmp_path / "animals.parquet")
+    with pytest.raises(ValueError, match=r"must have one length, got \[2, 3\]"):
+        read_labelled(tmp_path / "animals.parquet")
+
+
 def test_folder_of_images(tmp_path):
     image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)

@@ -20,11 +20,18 @@ from torch.utils.data import Dataset
 from sgdkern.cleaning.confusion import NoiseMatrix, noise_matrix, noise_rates_by
 from sgdkern.cleaning.features import Projection, fit_projection
 from sgdkern.cleaning.members import Members, SeparateModels, StackedMLP
-from sgdkern.cleaning.mixture import UPPER_BOUND, probability_wrong, rate_among_sure
+from sgdkern.cleaning.mixture import FALLS, UPPER_BOUND, probability_wrong, rate_among_sure
 from sgdkern.cleaning.rounds import Round, Schedule, train_round
-from sgdkern.cleaning.samples import checked_labels, collect, encoded_labels, warn_if_few
+from sgdkern.cleaning.samples import (
+    checked_device,
+    checked_labels,
+    checked_sources,
+    collect,
+    encoded_labels,
+    warn_if_few,
+)
 from sgdkern.cleaning.scores import quality
-from sgdkern.cleaning.table import LabelIssues
+from sgdkern.cleaning.table import LabelIssues, NoiseRate
 
 Array = npt.NDArray[Any]
 
@@ -163,10 +170,11 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: if a setting, a shape, a value or a label cannot be used.
         """
         num_members, num_rounds = self.effort()
+        device = checked_device(self.device)
         inputs, codes = self._checked(X, y)
+        sources = checked_sources(sources, len(codes))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        device = torch.device("cpu" if self.device is None else self.device)
         inputs = inputs.to(device)
         labels = torch.from_numpy(codes).to(device)
         self.projection_: Projection | None = None
@@ -217,7 +225,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Array:
         """Return the probabilities of the classes, averaged over the networks of the last round, [N, C]."""
         check_is_fitted(self, "issues_")
-        inputs = self._inputs(X, reset=False).to(torch.device("cpu" if self.device is None else self.device))
+        inputs = self._inputs(X, reset=False).to(checked_device(self.device))
         if self.projection_ is not None:
             inputs = self.projection_(inputs)
         outputs = self.members_.logits(inputs)[..., : len(self.classes_)]
@@ -328,6 +336,9 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted = held_out.argmax(axis=1)
         unseen = rounds[-1].held_out.cpu().numpy()
         self.noise_rate_ = rate_among_sure(held_out[unseen], codes[unseen])
+        rate = self.noise_rate_
+        if rate.low > float((score < 0).mean()) + FALLS:  # more labels than the networks contradict on average
+            self.noise_rate_ = NoiseRate(rate.estimate, rate.low, rate.high, UPPER_BOUND)
         if self.noise_rate_.covers == UPPER_BOUND:
             warnings.warn(
                 f"LabelCleaner: the networks are often wrong even where they are surest, so that the noise rate of "

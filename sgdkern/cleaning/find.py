@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -13,7 +14,8 @@ import torch
 from sgdkern.classification import margins
 from sgdkern.cleaning.mixture import fit_mixture, probability_wrong, rate_of
 from sgdkern.cleaning.scores import cross_entropy, memorisation_onset, quality, time_average
-from sgdkern.cleaning.table import LabelIssues
+from sgdkern.cleaning.silence import nothing_to_tell
+from sgdkern.cleaning.table import LabelIssues, NoiseRate
 from sgdkern.history import History
 
 Array = npt.NDArray[Any]
@@ -71,6 +73,10 @@ def find_label_issues(
       midpoint, even where there is only one group.
     - ``auto``: ``aum`` where margins are known, else ``mean_loss``.
 
+    Where losses, or an array's margins, cannot tell right labels from wrong ones (nothing has been learned yet, or
+    there is one group), no method but ``paper`` flags a label, the noise rate's interval is (0, 1), and a warning says
+    why.
+
     Args:
         recorded: float array [T, N] or [N] of losses or margins, [T, N, C] or [N, C] of logits or probabilities
             (``kind`` says which), or a History whose records carry losses, margins and predictions.
@@ -94,7 +100,7 @@ def find_label_issues(
         Pleiss et al. 2020, "Identifying mislabeled data using the area under the margin ranking".
 
     Example:
-        >>> losses = np.array([[2.0, 2.1, 2.2, 2.3], [0.3, 0.2, 2.9, 0.4], [0.1, 0.1, 2.5, 0.1]])
+        >>> losses = np.array([[0.7, 0.6, 0.8, 0.7], [0.3, 0.2, 2.9, 0.4], [0.1, 0.1, 2.5, 0.1]])
         >>> issues = find_label_issues(losses, labels=np.array([0, 1, 1, 0]), predictions=np.array([0, 1, 0, 0]))
         >>> issues["is_label_issue"]
         array([False, False,  True, False])
@@ -102,7 +108,7 @@ def find_label_issues(
     if isinstance(recorded, History):
         labels = recorded.header.get("given_labels") if labels is None else labels
         given = _checked_labels(labels)
-        data = _from_history(recorded)
+        data = _from_history(recorded, len(given))
     else:
         given = _checked_labels(labels)
         classes = np.unique(given) if classes is None else np.asarray(classes)
@@ -111,6 +117,16 @@ def find_label_issues(
         data = _Recorded(data.steps, data.losses, data.margins, np.atleast_2d(np.asarray(predictions)))
     _check(data, given)
     scores, cut, name, step = _score(data, phases, method, threshold)
+    # a History's phases have a verdict of their own on whether anything was learned; bare margins have not
+    asked = name in ("mean_loss", "loss") or (name == "aum" and not isinstance(recorded, History))
+    silence = nothing_to_tell(scores, given, margins=name == "aum") if asked else None
+    if silence is not None:
+        warnings.warn(
+            f"find_label_issues: {silence}, so that no label is flagged and the noise rate is unknown.",
+            UserWarning,
+            stacklevel=2,
+        )
+        cut = float(scores.min())
     p_wrong = probability_wrong(scores, cut)
     return LabelIssues(
         is_label_issue=scores < cut,
@@ -118,7 +134,7 @@ def find_label_issues(
         given_label=given,
         predicted_label=_predicted(data, given, step),
         p_wrong=p_wrong,
-        noise_rate=rate_of(p_wrong),
+        noise_rate=rate_of(p_wrong) if silence is None else NoiseRate(0.0, 0.0, 1.0, f"everything: {silence}"),
         method=name,
         cleaning_step=step,
     )
@@ -173,8 +189,14 @@ def _needed(values: Array | None, what: str, method: str) -> Array:
     return values
 
 
-def _from_history(history: History) -> _Recorded:
+def _from_history(history: History, num_samples: int) -> _Recorded:
     """Collect the records that carry per-sample values."""
+    lengths = {len(record.losses) for record in history.records if record.losses is not None}
+    if len(lengths - {num_samples}) > 0:
+        raise ValueError(
+            f"find_label_issues: every record must hold the same {num_samples} samples as the labels, got records of "
+            f"{sorted(lengths)[:5]}. Those of `watch` are of one minibatch each: record with a Probe on all samples."
+        )
     found: dict[str, Array | None] = {}
     rows: Array | None = None
     for name in ("losses", "margins", "predictions"):

@@ -15,7 +15,7 @@ from sgdkern.cleaning.table import NoiseRate
 
 Array = npt.NDArray[Any]
 
-FALLS = 0.05  # a smaller fall of the disagreement with sureness is of no consequence
+FALLS = 0.05  # a smaller fall of the disagreement, or difference of two noise rates, is of no consequence
 UPPER_BOUND = "sampling of the samples asked; an upper bound, for the networks err even where they are surest"
 
 

@@ -66,6 +66,52 @@ def encoded_labels(given: Array, classes: Array) -> Array:
     return np.searchsorted(classes, given).astype(np.int64)
 
 
+def checked_sources(sources: Any, num_samples: int) -> Array | None:
+    """Return who gave each label as an array [N], after checking that there is one name a sample.
+
+    Args:
+        sources: array or list of names, or None.
+        num_samples: N.
+
+    Returns:
+        [N], or None.
+
+    Raises:
+        ValueError: if there is not one name a sample.
+    """
+    if sources is None:
+        return None
+    names = np.asarray(sources)
+    if names.shape != (num_samples,):
+        raise ValueError(
+            f"LabelCleaner: sources must name who gave each of the {num_samples} labels, got {list(names.shape)}."
+        )
+    return names
+
+
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """Return the device to compute on, after checking that it is there.
+
+    Args:
+        device: where to compute; None for the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    try:
+        wanted = torch.device("cpu" if device is None else device)
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"LabelCleaner: the device must be there, but {str(device)!r} is not ({reason}). Choose device='cpu'."
+        ) from error
+    return wanted
+
+
 def warn_if_few(codes: Array, classes: Array, *, stacklevel: int) -> None:
     """Warn where the samples are too few to say much.
 

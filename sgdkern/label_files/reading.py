@@ -167,14 +167,27 @@ def _read_csv(path: Path) -> tuple[list[str], dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Read a parquet table through pandas."""
+    """Read a parquet table; a column of vectors (embeddings) becomes one column a component."""
     try:
         import pandas
 
         frame = pandas.read_parquet(path)
     except ImportError as error:
-        raise ImportError("read_labelled: parquet needs pandas and pyarrow: `pip install pandas pyarrow`.") from error
-    return [str(name) for name in frame.columns], {str(name): frame[name].tolist() for name in frame.columns}
+        raise ImportError("read_labelled: parquet needs pyarrow: `pip install 'sgdkern[parquet]'`.") from error
+    columns: dict[str, Any] = {}
+    for name in map(str, frame.columns):
+        cells = frame[name].tolist()
+        if not cells or not isinstance(cells[0], (np.ndarray, list)):
+            columns[name] = cells
+            continue
+        lengths = {len(cell) if isinstance(cell, (np.ndarray, list)) else 0 for cell in cells}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"read_labelled: the vectors of column {name!r} of {path.name} must have one length, "
+                f"got {sorted(lengths)[:5]}."
+            )
+        columns |= {f"{name}[{place}]": [cell[place] for cell in cells] for place in range(lengths.pop())}
+    return list(columns), columns
 
 
 def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, path: Path) -> str:
