@@ -337,7 +337,8 @@ class _Krylov:
     def residual_norms(self, rotation: Tensor) -> Tensor:
         """‖R_b y_last‖ of each column y of the rotation, and what was dropped of it by `renew`."""
         norms: Tensor = torch.linalg.vector_norm(self._last(rotation), dim=0)
-        return norms + torch.linalg.vector_norm(self._lost(rotation), dim=0)
+        norms += torch.linalg.vector_norm(self._lost(rotation), dim=0)
+        return norms
 
     def _last(self, rotation: Tensor) -> Tensor:
         """The residuals of Ritz vectors in the next block [b, k]."""
