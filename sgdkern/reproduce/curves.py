@@ -12,6 +12,7 @@ from sgdkern.reproduce.job import Array, Result
 # Of the fall and of the rise of the test error, as in `phase_truth`: definitions, not fits.
 _PLATEAU, _ESCAPE, _TRAINED = 0.10, 0.15, 0.01
 _SMOOTHED = 5
+START = 0.1  # epoch at which the first phase is said to begin
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Landmarks:
 
     @property
     def phases(self) -> dict[str, tuple[float, float]]:
-        """Start and end of the phases that there are, in epochs; phase I from epoch 1/10 on."""
-        edges = [0.1, self.t12, self.t23, self.t_f if np.isfinite(self.t_f) else self.end, self.end]
+        """Start and end of the phases that there are, in epochs; phase I from `START` on."""
+        edges = [START, self.t12, self.t23, self.t_f if np.isfinite(self.t_f) else self.end, self.end]
         ordered = np.maximum.accumulate(np.minimum(edges, self.end)).tolist()
         named = zip(("I", "II", "III", "IV"), zip(ordered, ordered[1:], strict=False), strict=True)
         return {name: (start, end) for name, (start, end) in named if end > start}

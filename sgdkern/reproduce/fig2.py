@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sgdkern.reproduce.curves import landmarks
+from sgdkern.reproduce.curves import START, landmarks
 from sgdkern.reproduce.figure import Findings, PaperFigure, Row, extent, spread
 from sgdkern.reproduce.job import Job, Load, Result
 from sgdkern.reproduce.plan import Plan
@@ -18,7 +18,9 @@ def _jobs(plan: Plan) -> Sequence[Job]:
 def _spans(run: Result) -> Spans:
     """The two phases, divided where the test error has fallen but for a tenth."""
     found = landmarks(run)
-    return {"fast": (0.1, found.t12), "exploration": (found.t12, found.end)}
+    change = max(found.t12, START)
+    spans = {"fast": (START, change), "exploration": (change, found.end)}
+    return {name: (start, end) for name, (start, end) in spans.items() if end > start}
 
 
 def _findings(plan: Plan, load: Load) -> Findings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sgdkern.reproduce.curves import landmarks
+from sgdkern.reproduce.curves import START, landmarks
 from sgdkern.reproduce.figure import Findings, PaperFigure, Row, extent, spread
 from sgdkern.reproduce.job import Job, Load, Result
 from sgdkern.reproduce.plan import Plan
@@ -26,7 +26,7 @@ def _findings(plan: Plan, load: Load) -> Findings:
         middles, every = dimensions(runs, spans, phase)
         rows.append(Row(f"D_s in phase {phase}, its middle", paper, spread(middles, ".0f")))
         rows.append(Row(f"D_s in phase {phase}, all measurements", paper, extent(every), reference))
-    before = [{"I": (0.1, landmarks(run).t_half)} for run in runs]
+    before = [{"I": (START, max(landmarks(run).t_half, START))} for run in runs]
     rows.append(Row("D_s before the test error has fallen half-way", "–", extent(dimensions(runs, before, "I")[1])))
     return Findings(spectra_data(runs, spans), tuple(rows))
 
@@ -34,7 +34,8 @@ def _findings(plan: Plan, load: Load) -> Findings:
 def _spans(run: Result) -> Spans:
     """The four phases; phase I from where the test error has fallen half-way: before, nothing has been learned yet."""
     found = landmarks(run)
-    return {name: (max(start, found.t_half), end) for name, (start, end) in found.phases.items()}
+    spans = {name: (max(start, found.t_half), end) for name, (start, end) in found.phases.items()}
+    return {name: (start, end) for name, (start, end) in spans.items() if end > start}
 
 
 FIGURE = PaperFigure(
