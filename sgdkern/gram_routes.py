@@ -15,6 +15,8 @@ from sgdkern.factors import Dense, Explicit, Factors, Lookup, Patches, chunks
 SLICE_BYTES = 128 * 2**20
 # Rows that are there already are packed, and so copied, with the dense layers up to so many columns: scales and shifts.
 PACKED_COLUMNS = 4096
+# What a call from Python costs, about 50 microseconds, in multiply-adds.
+CALL_PRODUCTS = 2**21
 
 
 def as_dense_layer(factors: Factors) -> tuple[Tensor, Tensor, bool] | None:
@@ -61,7 +63,7 @@ def add_grams(gram: Tensor, layers: Sequence[Factors]) -> None:
 def norms_of_sums(layers: Sequence[Factors], indices: Tensor, like: Tensor) -> Tensor:
     """‖Σ_{n∈µ} g_n‖² of minibatches µ: by their pairs of samples, or by the sums themselves.
 
-    A pair costs I + O and there are B/2 of them a sample, a sum costs I·O a sample and position.
+    A pair costs I + O and there are B/2 of them a sample; a sum costs I·O a sample and position, and a call.
 
     Args:
         layers: factors that share no parameter.
@@ -76,8 +78,8 @@ def norms_of_sums(layers: Sequence[Factors], indices: Tensor, like: Tensor) -> T
     pairs = []
     for factors in layers:
         layer = as_dense_layer(factors)
-        in_features, out_features = (0, 0) if layer is None else (factor.shape[1] for factor in layer[:2])
-        if layer is not None and (size * (in_features + out_features) < 2 * sum(factors.sizes) or not in_features):
+        features = 0 if layer is None else layer[0].shape[1] + layer[1].shape[1]
+        if layer is not None and size * size * features // 2 < size * sum(factors.sizes) + CALL_PRODUCTS:
             pairs.append(layer)
         else:
             for place, members in enumerate(indices):

@@ -41,7 +41,8 @@ def test_norms_of_sums(pair):  # noqa: F811
     close(norms_of_sums([factors, factors], indices, rows), 2 * rows[indices].sum(1).square().sum(1))
 
 
-def test_sums_of_many_samples_are_formed():
+def test_sums_of_many_samples_are_formed(monkeypatch):
+    monkeypatch.setattr(gram_routes, "CALL_PRODUCTS", 0)
     factors = Dense(normal(N, 1, 2), normal(N, 1, 3), bias=True)
     indices = torch.arange(20).remainder(N)[None]
     close(norms_of_sums([factors], indices, factors.inputs), factors.rows(0, N)[indices].sum(1).square().sum(1))
