@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sgdkern.label_files import clean_data_set, read_labelled
+from sgdkern.label_files.page import page_is_possible
 
 CLASSES = np.array(["ant", "bee", "cat"])
 
@@ -81,6 +82,9 @@ def test_csv_in_ranked_labels_out(table):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == report.as_dict()
     assert summary["source_noise_rates"].keys() == {"x", "y"}
+    if page_is_possible():
+        assert report.files["report"] == folder / "report.html"
+        assert "Of the 20 worst labels" in (folder / "report.html").read_text(encoding="utf-8")
     assert summary["noise_rate"]["low"] <= summary["noise_rate"]["estimate"] <= summary["noise_rate"]["high"]
     shares = [share for share, _ in heard]
     assert shares == sorted(shares)
