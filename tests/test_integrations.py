@@ -32,9 +32,9 @@ class AlarmAtThree:
 
     def __call__(self, step):
         if step == 1:
-            self.events += (sk.PhaseEvent("II", 0, 1, "Go on."),)
+            self.events += (sk.PhaseEvent("II", 0, 1, "Go on.", 1.5),)
         if step == 3:
-            self.alarm = sk.Alarm("III", 2, 3, "Stop here.", best_step=1, checkpoint=None)
+            self.alarm = sk.Alarm("III", 2, 3, "Stop here.", 1.5, best_step=1, checkpoint=None)
             self.events += (self.alarm,)
 
 
