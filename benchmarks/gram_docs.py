@@ -43,7 +43,7 @@ class Results:
     """What was measured, looked up by name."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        self.document = document
+        self.document = {"operations": [], "growth": [], "memory": []} | document
         self.rows = {(r["threads"], r["workload"], r["method"]): r for r in document["measurements"]}
 
     def row(self, workload: str, method: str, threads: int = 1) -> dict[str, Any] | None:
@@ -353,7 +353,7 @@ def write_docs(document: dict[str, Any], page: Path = PAGE) -> None:
     """Put every table between its marks in the page, and draw the figure."""
     results, text = Results(document), page.read_text()
     for name, part in PARTS.items():
-        pattern = rf"(<!-- generated: {re.escape(name)} -->\n).*?(\n<!-- end -->)"
+        pattern = rf"(<!-- generated: {re.escape(name)} -->\n)(?:(?!<!--).)*(\n<!-- end -->)"
         if re.search(pattern, text, flags=re.DOTALL) is None:
             raise ValueError(f"write_docs: {page.name} must have the mark of {name!r}. Put it back.")
         body = part(results)
