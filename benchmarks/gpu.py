@@ -161,6 +161,8 @@ def timings(arithmetic: str, device: torch.device) -> Iterator[dict[str, object]
     a = torch.randn(size, size, device=device).to(dtype)
     ceiling = 2e-9 * size**3 / milliseconds(device, torch.mm, a, a)
     for name, op in OPS.items():
+        if dtype not in op.dtypes:
+            continue
         for shape, args in workloads(op, dtype, device):
             elapsed, reference = milliseconds(device, op, *args), milliseconds(device, op.reference, *args)
             rate = 1e-9 * op.cost(*args).flops / elapsed

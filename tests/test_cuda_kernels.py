@@ -88,6 +88,21 @@ def test_patch_gram_is_as_accurate_as_plain_pytorch(product):
             assert_accurate(patch_gram, args, result, loss)
 
 
+@every_product
+def test_minibatch_norms_are_as_accurate_as_plain_pytorch(product):
+    """Tiles of one minibatch, and of more than one tile; rows gathered, twice where a sample comes twice."""
+    op = OPS["minibatch_norms"]
+    dtype, loss = PRODUCTS[product]
+    function = getattr(dev_module("cuda_kernels"), f"minibatch_norms_{product}")
+    many = torch.arange(3 * 150).remainder(97).view(3, 150)
+    for args in [*samples(op, dtype, "cpu"), (*factors(97, (40, 20), dtype), many)]:
+        inputs, output_grads, constant_columns, indices = args
+        if indices.shape[1]:
+            sides = [[rows(factor) for factor in side] for side in (inputs, output_grads)]
+            result = torch.from_numpy(function(*sides, constant_columns, indices.contiguous().numpy(), H100))
+            assert_accurate(op, args, result, loss)
+
+
 LINEAR = pytest.mark.parametrize("product", ["float32", "tf32", "float64"])
 
 
@@ -341,7 +356,8 @@ def check_fields(document):
     }
     assert all(row["error"] <= 2 * row["reference_error"] + 1e-6 for row in document["parity"])
     timed = {(row["operation"], row["arithmetic"]) for row in document["operations"]}
-    assert timed == {(name, kind) for name in OPS for kind in ("float32", "tf32", "bfloat16", "float64")}
+    kinds = ("float32", "tf32", "bfloat16", "float64")
+    assert timed == {(name, kind) for name, op in OPS.items() for kind in kinds if PRODUCTS[kind][0] in op.dtypes}
 
 
 @pytest.fixture

@@ -99,18 +99,18 @@ struct Cursor {
   }
 };
 
-// Starts the copy of kRowChunks chunks of each of kRows rows, from feature `begin` and row `first` on, to where place(row,
-// chunk) says; zeros past the ends.
-template <unsigned kRows, unsigned kRowChunks, unsigned kThreads, class Element, class Place>
-__device__ inline void load_rows(const Factor<Element>& factor, int64_t num_rows, int64_t first, int64_t begin,
-                                 char* operand, const Place& place) {
+// Starts the copy of kRowChunks chunks, from feature `begin` on, of each of kRows rows, of sample sample_of(row), to where
+// place(row, chunk) says; zeros past the last feature, and where the sample is negative.
+template <unsigned kRows, unsigned kRowChunks, unsigned kThreads, class Element, class SampleOf, class Place>
+__device__ inline void load_rows(const Factor<Element>& factor, const SampleOf& sample_of, int64_t begin, char* operand,
+                                 const Place& place) {
   constexpr int kPerChunk = kChunkBytes / sizeof(Element);
   static_assert(kRows * kRowChunks % kThreads == 0);
   // Calls copy(target, source, valid) for this thread's chunks: of their 16 bytes, `valid` are the factor's.
   const auto each_chunk = [&](unsigned at, const auto& copy) {
     const unsigned row = (at + threadIdx.x) / kRowChunks, chunk = (at + threadIdx.x) % kRowChunks;
-    const int64_t sample = first + row, feature = begin + chunk * kPerChunk;
-    const int64_t left = sample < num_rows ? factor.features - feature : 0;
+    const int64_t sample = sample_of(row), feature = begin + chunk * kPerChunk;
+    const int64_t left = sample >= 0 ? factor.features - feature : 0;
     const int valid = left <= 0 ? 0 : left < kPerChunk ? static_cast<int>(left * sizeof(Element)) : kChunkBytes;
     copy(operand + place(row, chunk), valid ? factor.data + sample * factor.stride + feature : factor.data,
          valid);
@@ -142,11 +142,17 @@ __device__ inline void load_rows(const Factor<Element>& factor, int64_t num_rows
   }
 }
 
-// Features [begin, begin + kDepth) of samples [first, first + kSamples).
-template <class Tile, class Element>
-__device__ inline void load_operand(const Factor<Element>& factor, int64_t num_samples, int64_t first, int64_t begin,
-                                    char* operand) {
-  load_rows<Tile::kSamples, kChunks, Tile::kThreads>(factor, num_samples, first, begin, operand, [](unsigned row, unsigned chunk) {
+// Samples one after the other.
+struct Consecutive {
+  int64_t first, num_samples;
+
+  __device__ int64_t operator()(unsigned row) const { return first + row < num_samples ? first + row : -1; }
+};
+
+// Features [begin, begin + kDepth) of a tile's samples.
+template <class Tile, class Element, class SampleOf>
+__device__ inline void load_operand(const Factor<Element>& factor, const SampleOf& sample_of, int64_t begin, char* operand) {
+  load_rows<Tile::kSamples, kChunks, Tile::kThreads>(factor, sample_of, begin, operand, [](unsigned row, unsigned chunk) {
     return chunk_place<Element>(row, chunk);
   });
 }
@@ -187,9 +193,10 @@ __global__ void __launch_bounds__(Tile::kThreads, (kMostResident<Product, Tile>)
     if (next.work < end_work) {
       const Factor<Element>& factor = layers.layer[next.layer].factor[next.factor];
       char* const rows = stages + stage * Tile::kStageBytes;
-      load_operand<Tile>(factor, num_samples, int64_t{next.row} * Tile::kSamples, next.begin, rows);
+      load_operand<Tile>(factor, Consecutive{int64_t{next.row} * Tile::kSamples, num_samples}, next.begin, rows);
       if (next.row != next.column) {
-        load_operand<Tile>(factor, num_samples, int64_t{next.column} * Tile::kSamples, next.begin, rows + Tile::kOperandBytes);
+        load_operand<Tile>(factor, Consecutive{int64_t{next.column} * Tile::kSamples, num_samples}, next.begin,
+                           rows + Tile::kOperandBytes);
       }
       next.advance(layers, side, num_parts);
     }

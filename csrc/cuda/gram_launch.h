@@ -45,6 +45,19 @@ void add_parts(Queue queue, const Device& device, const Sum* parts, int64_t num_
   if (blocks) queue(sum_parts<Sum>, Shape{blocks, kSumThreads, 0}, parts, static_cast<int>(num_parts), count, sum);
 }
 
+// Calls body(some, first) with all layers, as many at a time as one launch takes, evenly.
+template <class Element, class Body>
+void each_launch(const std::vector<Layer<Element>>& layers, const Body& body) {
+  const int64_t count = layers.size(), launches = (count + kMostLayers - 1) / kMostLayers;
+  for (int64_t i = 0; i < launches; ++i) {
+    const int64_t begin = i * count / launches, end = (i + 1) * count / launches;
+    Layers<Element> some;
+    some.count = static_cast<int>(end - begin);
+    std::copy(layers.begin() + begin, layers.begin() + end, some.layer);
+    body(some, i == 0);
+  }
+}
+
 // A Gram matrix, summed over layers, in one launch or several.
 template <class Product, class Queue>
 class GramSum {
@@ -72,15 +85,11 @@ class GramSum {
 
   // parts [num_parts, N, N] = or, after the first call, += the layers, of which there must be num_parts at least.
   void add(const std::vector<Layer<Element>>& layers, int64_t num_parts, Sum* parts) {
-    const int64_t count = layers.size(), launches = (count + kMostLayers - 1) / kMostLayers;
-    for (int64_t i = 0; i < launches && num_samples_ > 0; ++i) {
-      Layers<Element> some;
-      const int64_t begin = i * count / launches, end = (i + 1) * count / launches;
-      some.count = static_cast<int>(end - begin);
-      std::copy(layers.begin() + begin, layers.begin() + end, some.layer);
+    if (num_samples_ == 0) return;
+    each_launch(layers, [&](const Layers<Element>& some, bool) {
       large_ ? launch<LargeTile>(some, num_parts, parts) : launch<SmallTile>(some, num_parts, parts);
       first_ = false;
-    }
+    });
   }
 
   // sum [N, N] = the sum of the parts.

@@ -6,15 +6,7 @@
 namespace sgdkern {
 namespace {
 
-template <class Product>
-void run(const Tensor& inputs, const Tensor& output_grads, const Tensor& vector, const Tensor& result) {
-  using Element = typename Product::Element;
-  const Tensor a = rows_contiguous(inputs), d = rows_contiguous(output_grads), v = rows_contiguous(vector);
-  const int32_t device = result.get_device_index();
-  Scratch<Element> scratch{result, {}};
-  matvec<Product>(factor_of<Element>(a), factor_of<Element>(d), factor_of<Element>(v), a.size(0), current_queue(device),
-                  device_numbers(device), scratch, static_cast<Element*>(result.mutable_data_ptr()));
-}
+using torch::stable::Tensor;
 
 // inputs [M, I], output_grads [M, O], vector [O, I] -> [M]
 Tensor matvec_cuda(Tensor inputs, Tensor output_grads, Tensor vector) {
@@ -22,9 +14,15 @@ Tensor matvec_cuda(Tensor inputs, Tensor output_grads, Tensor vector) {
   STD_TORCH_CHECK(vector.size(0) == output_grads.size(1) && vector.size(1) == inputs.size(1),
                   "matvec: the vector must be [O, I] = [", output_grads.size(1), ", ", inputs.size(1), "], got [",
                   vector.size(0), ", ", vector.size(1), "]");
-  const torch::stable::accelerator::DeviceGuard guard(inputs.get_device_index());
+  const int32_t device = inputs.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor result = torch::stable::new_empty(inputs, {inputs.size(0)});
-  SGDKERN_RUN_IN_ITS_ARITHMETIC("matvec", inputs, output_grads, vector, result);
+  const Tensor a = rows_contiguous(inputs), d = rows_contiguous(output_grads), v = rows_contiguous(vector);
+  with_wide_product("matvec", inputs.scalar_type(), [&]<class Product>() {
+    using Element = typename Product::Element;
+    matvec<Product>(factor_of<Element>(a), factor_of<Element>(d), factor_of<Element>(v), a.size(0), current_queue(device),
+                    device_numbers(device), Scratch<Element>(result), static_cast<Element*>(result.mutable_data_ptr()));
+  });
   return result;
 }
 

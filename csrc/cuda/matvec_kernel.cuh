@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(SmallTile::kThreads, (kMostResident<Product, S
   const auto load = [&](int64_t stage) {
     if (stage < num_stages) {
       char* const rows = stages + stage % kStages * SmallTile::kStageBytes;
-      load_operand<SmallTile>(inputs, num_rows, row0, stage * kDepth, rows);
-      load_operand<SmallTile>(vector, num_outputs, output0, stage * kDepth, rows + SmallTile::kOperandBytes);
+      load_operand<SmallTile>(inputs, Consecutive{row0, num_rows}, stage * kDepth, rows);
+      load_operand<SmallTile>(vector, Consecutive{output0, num_outputs}, stage * kDepth, rows + SmallTile::kOperandBytes);
     }
     commit_copies();
   };

@@ -30,11 +30,7 @@ void run(const Tensor& inputs, const Tensor& output_grads, const std::vector<int
   layer.position_columns = output_grads.size(3);
   layer.num_positions = output_grads.size(2) * output_grads.size(3);
   const int32_t device = inputs.get_device_index();
-  std::vector<Tensor> kept;  // until the launches are queued: the allocator orders by stream
-  const auto allocate = [&](int64_t count) {
-    return static_cast<Sum*>(kept.emplace_back(torch::stable::new_empty(result, {count})).mutable_data_ptr());
-  };
-  patch_gram<Product, Source>(layer, current_queue(device), device_numbers(device), kChunkBudget, allocate,
+  patch_gram<Product, Source>(layer, current_queue(device), device_numbers(device), kChunkBudget, Scratch<Sum>(result),
                               static_cast<Sum*>(result.mutable_data_ptr()));
 }
 

@@ -72,4 +72,42 @@ inline bool tf32_is_allowed() {
   return mode == kTf32;
 }
 
+// Calls body<Product>() with the product for operands of a dtype, which must be float64 or float32.
+template <class Body>
+void with_wide_product(const char* op, torch::headeronly::ScalarType dtype, const Body& body) {
+  if (dtype == torch::headeronly::ScalarType::Double) {
+    body.template operator()<Float64>();
+  } else {
+    STD_TORCH_CHECK(dtype == torch::headeronly::ScalarType::Float, op, ": this dtype is not supported");
+    tf32_is_allowed() ? body.template operator()<Plain<float>>() : body.template operator()<CompensatedTf32>();
+  }
+}
+
+// The same, bfloat16 and float16 among them.
+template <class Body>
+void with_product(const char* op, torch::headeronly::ScalarType dtype, const Body& body) {
+  if (dtype == torch::headeronly::ScalarType::BFloat16) {
+    body.template operator()<Plain<BFloat16>>();
+  } else if (dtype == torch::headeronly::ScalarType::Half) {
+    body.template operator()<Plain<Float16>>();
+  } else {
+    with_wide_product(op, dtype, body);
+  }
+}
+
+// Memory of one call; it must live until the launches are queued: the allocator orders by stream.
+template <class Sum>
+class Scratch {
+ public:
+  explicit Scratch(const torch::stable::Tensor& like) : like_(like) {}
+
+  Sum* operator()(int64_t count) const {
+    return static_cast<Sum*>(kept_.emplace_back(torch::stable::new_empty(like_, {count})).mutable_data_ptr());
+  }
+
+ private:
+  torch::stable::Tensor like_;
+  mutable std::vector<torch::stable::Tensor> kept_;
+};
+
 }  // namespace sgdkern

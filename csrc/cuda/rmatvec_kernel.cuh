@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(SmallTile::kThreads, (kMostResident<Product, S
       char* const left = stages + stage % kStages * SmallTile::kStageBytes;
       const auto load_columns = [&](const Factor<Element>& factor, int64_t first, char* operand) {
         load_rows<kDepth, Columns::kRowChunks, SmallTile::kThreads>(
-            factor, num_rows, stage * kDepth, first, operand,
+            factor, Consecutive{stage * kDepth, num_rows}, first, operand,
             [](unsigned k, unsigned chunk) { return Columns::place(k, chunk); });
       };
       load_columns(output_grads, output0, left);

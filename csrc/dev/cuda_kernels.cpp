@@ -4,6 +4,7 @@
 #include "faulty_kernels.h"
 #include "../cuda/gram_launch.h"
 #include "../cuda/matvec_launch.h"
+#include "../cuda/minibatch_norms_launch.h"
 #include "../cuda/patch_gram_launch.h"
 
 #include <pybind11/numpy.h>
@@ -36,6 +37,32 @@ Factor<Element> factor_of(const py::array& factor) {
   return {data, factor.shape(1), stride, alignment_of(data, stride)};
 }
 
+// With two factors a layer, or with one (no output gradients).
+template <class Element>
+std::vector<Layer<Element>> layers_of(const std::vector<py::array>& inputs, const std::vector<py::array>& output_grads,
+                                      const std::vector<bool>& constant_columns) {
+  std::vector<Layer<Element>> layers;
+  for (std::size_t l = 0; l < inputs.size(); ++l) {
+    const bool both = !output_grads.empty();
+    layers.push_back({{factor_of<Element>(inputs[l]), factor_of<Element>(both ? output_grads[l] : inputs[l])},
+                      both ? 2 : 1, constant_columns[l]});
+  }
+  return layers;
+}
+
+template <class Product>
+py::array norms(const std::vector<py::array>& inputs, const std::vector<py::array>& output_grads,
+                const std::vector<bool>& constant_columns, const py::array_t<int64_t>& indices, const Numbers& device) {
+  using Sum = typename Product::Sum;
+  py::array_t<Sum> result(indices.shape(0));
+  std::deque<std::vector<Sum>> kept;
+  const auto allocate = [&](int64_t count) { return kept.emplace_back(count, NAN).data(); };
+  minibatch_norms<Product>(layers_of<typename Product::Element>(inputs, output_grads, constant_columns), indices.data(),
+                           indices.shape(0), indices.shape(1), inputs.at(0).shape(0), Queue{}, device_of(device), allocate,
+                           result.mutable_data());
+  return result;
+}
+
 // With two factors a layer a Gram matrix, with one (no output gradients) the sum of A A^T.
 template <class Product>
 py::array gram(const std::vector<py::array>& inputs, const std::vector<py::array>& output_grads,
@@ -43,12 +70,7 @@ py::array gram(const std::vector<py::array>& inputs, const std::vector<py::array
   using Element = typename Product::Element;
   using Sum = typename Product::Sum;
   const int64_t num_samples = inputs.at(0).shape(0);
-  std::vector<Layer<Element>> layers;
-  for (std::size_t l = 0; l < inputs.size(); ++l) {
-    const bool both = !output_grads.empty();
-    layers.push_back({{factor_of<Element>(inputs[l]), factor_of<Element>(both ? output_grads[l] : inputs[l])},
-                      both ? 2 : 1, constant_columns[l]});
-  }
+  const std::vector<Layer<Element>> layers = layers_of<Element>(inputs, output_grads, constant_columns);
   GramSum<Product, Queue> sum(Queue{}, device_of(device), num_samples);
   const int64_t num_parts = std::min(sum.most_parts(), fewest_layers_of_a_launch(layers.size()));
   py::array_t<Sum> result({num_samples, num_samples});
@@ -136,6 +158,7 @@ template <class Product>
 void define(py::module& module, const std::string& name) {
   module.def(("gram_" + name).c_str(), &gram<Product>);
   module.def(("plan_" + name).c_str(), &plan<Product>);
+  module.def(("minibatch_norms_" + name).c_str(), &norms<Product>);
 }
 
 }  // namespace
