@@ -55,7 +55,7 @@ def loss(outputs, targets):
     logits = getattr(outputs, "logits", outputs).flatten(1)
     return nn.functional.cross_entropy(logits[:, :10], targets, reduction="none")
 
-targets = torch.arange(len(inputs)) % 10
+targets = torch.arange(len(inputs)) % 2
 few = model, loss, inputs[:3], targets[:3]
 sk.gram_matrix(*few), sk.per_sample_gradients(*few).gram()  # imports, and the study
 

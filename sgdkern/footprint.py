@@ -22,15 +22,17 @@ class Footprint:
     Args:
         activations: what autograd saves in a forward pass, and the layers' inputs.
         factors: inputs and output gradients of the layers, in at least single precision: what a gradient matrix keeps.
+        largest: the largest layer's output.
     """
 
     activations: int
     factors: int
+    largest: int
 
     @property
     def capture(self) -> int:
-        """At the peak of a capture: activations, and the gradients of all outputs."""
-        return self.activations + self.factors
+        """At the peak of a capture: activations, the gradients of all outputs, and one on its way between layers."""
+        return self.activations + self.factors + 2 * self.largest
 
 
 def footprint(problem: Problem) -> Footprint:
@@ -60,9 +62,9 @@ def footprint(problem: Problem) -> Footprint:
                 if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in own:
                     weigh(value)
                     inputs[value.untyped_storage().data_ptr()] = value.numel() * _single_bytes(value)
-        outputs = sum(site.shape.numel() * max(4, _largest(site.args)) for site in sites)
-    activations, factors = sum(saved.values()), sum(inputs.values()) + outputs
-    return Footprint(-(-activations // few.num_samples), -(-factors // few.num_samples))
+        outputs = [site.shape.numel() * max(4, _largest(site.args)) for site in sites]
+    whole = sum(saved.values()), sum(inputs.values()) + sum(outputs), max(outputs, default=0)
+    return Footprint(*(-(-size // few.num_samples) for size in whole))
 
 
 def _single_bytes(tensor: Tensor) -> int:
