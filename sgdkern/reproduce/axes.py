@@ -16,6 +16,7 @@ from sgdkern.report import style
 _FAINT = 0.28
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.1, 3.5
 _PAD, _LEGEND_ROW = 6.0, 13.5  # points
+_LETTER_WIDTH = 0.1  # inches
 
 
 def panels(titles: Sequence[str], *, columns: int, legend_rows: int) -> tuple[Figure, list[Axes]]:
@@ -144,6 +145,9 @@ def shade(axes: Axes, spans: Mapping[str, Sequence[float]]) -> None:
             continue
         colour = style.PHASE_COLOURS.get(name, style.RULE)
         axes.axvspan(start, end, color=style.tint(colour, 0.13), linewidth=0, zorder=0)
+        left, right = axes.transAxes.inverted().transform(axes.transData.transform([(start, 0), (end, 0)]))[:, 0]
+        if (right - left) * _PANEL_WIDTH < _LETTER_WIDTH * len(name):
+            continue
         axes.text(
             float(np.sqrt(start * end)) if axes.get_xscale() == "log" else (start + end) / 2,
             0.985,

@@ -87,7 +87,8 @@ def draw_spectra(data: Mapping[str, Any]) -> Figure:
         values = np.array(each["eigenvalues"])
         ranks = np.arange(1, len(values) + 1)
         look = {"color": style.PHASE_COLOURS[phase], "linestyle": style.PHASE_DASHES[phase]}
-        label = f"{phase}: $D_s$ = {each['dimension']} (epoch {each['epoch']:.2g})"
+        epoch = f"{each['epoch']:.0f}" if each["epoch"] >= 10 else f"{each['epoch']:.2g}"
+        label = f"{phase}: $D_s$ = {each['dimension']} (epoch {epoch})"
         spectrum.plot(ranks, values, label=label, **look)
         energy.plot(ranks, np.cumsum(values) / each["trace"], **look)
         energy.plot(each["dimension"], 0.9, "o", color=look["color"], markersize=5, zorder=4)
