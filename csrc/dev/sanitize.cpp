@@ -2,7 +2,7 @@
 // factor lies in an allocation of exactly its size, so that one element read too many is caught.
 
 #include "../cpu/minibatch_norms.h"
-#include "../cpu/patch_gram.h"
+#include "../cpu/patch_gradients.h"
 
 #include <cmath>
 #include <cstdio>
@@ -142,6 +142,17 @@ bool check_patches(int64_t num_samples, InstructionSet set) {
     }
     return sum;
   };
+  const int64_t num_taps = layer.taps.size();
+  std::vector<T> rows(num_samples * outputs * num_taps);
+  if (!sgdkern::patch_gradients<T, T>(layer, num_samples, set, kThreads, rows.data())) return false;
+  for (int probe = 0; probe < 20 && !rows.empty(); ++probe) {
+    const int64_t n = uniform(0, num_samples - 1), o = uniform(0, outputs - 1), tap = uniform(0, num_taps - 1);
+    const double error = std::fabs(rows[(n * outputs + o) * num_taps + tap] - gradient(n, o, layer.taps[tap]));
+    if (!(error < 1000 * double(std::numeric_limits<T>::epsilon()) * (1 + side))) {
+      std::printf("gradients, N = %ld: error %g\n", long(num_samples), error);
+      return false;
+    }
+  }
   for (int probe = 0; probe < 5 && num_samples; ++probe) {
     const int64_t i = uniform(0, num_samples - 1), j = uniform(0, num_samples - 1);
     double truth = 0, left = 1e-30, right = 1e-30;
