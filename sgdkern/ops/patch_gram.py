@@ -47,6 +47,7 @@ def patch_gram(
         K [N, N], float64 for float64 factors, else float32.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0]]).view(2, 1, 1, 2)
         >>> patch_gram(x, torch.ones(2, 1, 1, 2), (1, 1), (1, 1), (1, 1))
         tensor([[9., 3.],
