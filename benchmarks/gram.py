@@ -12,15 +12,20 @@ Each part replaces its own rows, so that a machine can be kept quiet for a few m
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from sgdkern.atomic import write_json
 from sgdkern.benchmark import FLOOR, MEMORY_METHODS, METHODS, WORKLOADS, Effort, machine, operation_speeds
-from sgdkern.benchmark.growth import growth
-from sgdkern.benchmark.measurement import measure_apart
+from sgdkern.benchmark.growth import AXES, growth
+from sgdkern.benchmark.measurement import Measurement, measure_apart
+from sgdkern.benchmark.methods import forward_backward
+from sgdkern.benchmark.oracle import CHECKED_SAMPLES, ERRORS, truth
+from sgdkern.benchmark.work import useful_flops
 
 RESULT = Path(__file__).resolve().parent / "results" / "gram.json"
 KEYS = {
@@ -56,6 +61,34 @@ def methods(options: argparse.Namespace) -> None:
             print(f"{workload}, {name}: {said}", file=sys.stderr, flush=True)
 
 
+def shared(options: argparse.Namespace) -> None:
+    """On a machine that others use: processor time, one thread, three rounds one after the other, in this process."""
+    torch.set_num_threads(1)
+    for workload in options.workload or WORKLOADS:
+        problem = WORKLOADS[workload].make()
+        true = truth(problem)
+        runs = {FLOOR: lambda problem=problem: forward_backward(problem, options.batch_size)}
+        errors = {FLOOR: None}
+        for name in options.method:
+            found = METHODS[name]
+            errors[name] = ERRORS[found.quantity](true, found.run(problem.first(CHECKED_SAMPLES)), True)
+            runs[name] = lambda found=found, problem=problem: found.run(problem)
+        times = {name: [] for name in runs}
+        for _ in range(3):
+            for name, run in runs.items():
+                start = time.process_time()
+                run()
+                times[name].append(time.process_time() - start)
+        floor = median(times[FLOOR])
+        for name, found in times.items():
+            quantity = METHODS[name].quantity if name in METHODS else "gradient"
+            row = Measurement(workload, name, quantity, problem.num_samples, problem.num_params, median(found))
+            row = replace(row, repeats=3, error=errors[name], useful_flops=useful_flops(problem, quantity))
+            ratio = {"threads": 1, "clock": "processor time", "ratio_to_floor": median(found) / floor}
+            merge("measurements", [asdict(row) | ratio])
+            print(f"{workload}, {name}: {found}, {median(found) / floor:.3f}", file=sys.stderr, flush=True)
+
+
 def operations(options: argparse.Namespace) -> None:
     """Time the compiled operations by themselves."""
     for dtype in [getattr(torch, name) for name in options.dtype or ("float32", "float64", "bfloat16")]:
@@ -67,8 +100,10 @@ def operations(options: argparse.Namespace) -> None:
 def grow(options: argparse.Namespace) -> None:
     """Time along the axes."""
     torch.set_num_threads(options.threads)
-    for point in growth(budget=options.budget / 2):
-        merge("growth", [asdict(point)])
+    clock = time.process_time if options.processor_time else time.perf_counter
+    axes = [AXES[name] for name in options.axis or AXES]
+    for point in growth(budget=options.budget / 2, axes=axes, clock=clock):
+        merge("growth", [asdict(point) | {"clock": clock.__name__}])
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -83,10 +118,13 @@ def memory(options: argparse.Namespace) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"methods": methods, "operations": operations, "growth": grow, "memory": memory}
+    parts = {"methods": methods, "shared": shared, "operations": operations, "growth": grow, "memory": memory}
     parser.add_argument("part", choices=[*parts, "docs"])
     parser.add_argument("--workload", action="append", choices=WORKLOADS)
     parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--axis", action="append", choices=AXES)
+    parser.add_argument("--processor-time", action="store_true", help="for `growth` on a machine that others use")
+    parser.add_argument("--batch-size", type=int, default=32, help="of the floor, for `shared`")
     parser.add_argument("--dtype", action="append", choices=("float32", "float64", "bfloat16"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=float, default=12.0, help="seconds; a run that takes longer is bounded")

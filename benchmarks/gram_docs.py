@@ -88,12 +88,20 @@ def whole_gram(results: Results) -> str:
     bars = {"wide": 0.75, "medium": 1.2, "cnn": 1.5, "resnet18": 1.55, "transformer": 1.8}
     rows = []
     for workload, bar in bars.items():
+        shared = any("clock" in (results.row(workload, method) or {}) for method in OURS)
         cells = [_times(results.ratio(workload, method)) for method in OURS]
         best = results.ratio(workload, *OURS)
         two = _times(results.ratio(workload, *OURS, threads=2))
         floor = results.seconds(workload, FLOOR)
         milliseconds = "-" if floor is None else f"{1e3 * floor:.1f} ms"
-        rows.append([SHAPES[workload], milliseconds, f"≤ {bar} ×", *cells, verdict(best, bar, at_most=True), two])
+        rows.append([
+            SHAPES[workload] + " †" * shared,
+            milliseconds,
+            f"≤ {bar} ×",
+            *cells,
+            verdict(best, bar, at_most=True),
+            two,
+        ])
     head = ["", "floor", "bar", "`G.gram()`", "`gram_matrix`", "", "the better with 2 threads"]
     return _table(head, rows)
 
@@ -262,7 +270,7 @@ def shares(results: Results) -> str:
         for method in (FLOOR, "sgdkern", "sgdkern, gram_matrix", "sgdkern, all but R"):
             for threads in (1, 2):
                 found = results.row(workload, method, threads)
-                rate = None if found is None else found["useful_flops"] / found["seconds"] / 1e9
+                rate = None if found is None or "clock" in found else found["useful_flops"] / found["seconds"] / 1e9
                 cells.append("-" if rate is None else f"{rate / results.ceiling(threads):.0%}")
         rows.append([text, *cells])
     head = ["", "floor", "2 threads", "`G.gram()`", "2 threads", "`gram_matrix`", "2 threads", "all but R", "2 threads"]
@@ -294,6 +302,7 @@ def growth_figure(results: Results) -> None:
     with applied():
         figure = Figure(figsize=(11, 3.9), layout="constrained")
         panels = dict(zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True))
+        ends: dict[str, list[tuple[tuple[float, float], str, str]]] = {}
         for axis, method, points in growth_lines(results):
             colour, marker, label = STYLES[method]
             power = exponent(points)
@@ -302,10 +311,13 @@ def growth_figure(results: Results) -> None:
             middle = [math.exp(sum(map(math.log, values)) / len(end)) for values in zip(*end, strict=True)]
             fitted = [middle[1] * (x / middle[0]) ** power for x, _ in end]
             panels[axis].plot([x for x, _ in end], fitted, color=colour, linewidth=1.3)
-            x, t = points[-1]
-            panels[axis].annotate(
-                f"{power:.2f}", (x, t), (5, 0), textcoords="offset points", color=colour, fontsize=8.5, va="center"
-            )
+            ends.setdefault(axis, []).append((points[-1], f"{power:.2f}", colour))
+        for axis, labels in ends.items():
+            heights: dict[float, float] = {}  # in decades, by x: labels stand 0.2 apart
+            for (x, t), text, colour in sorted(labels):
+                heights[x] = max(heights.get(x, -math.inf) + 0.2, math.log10(t))
+                place = {"xytext": (x * 1.12, 10 ** heights[x]), "textcoords": "data", "va": "center", "fontsize": 8.5}
+                panels[axis].annotate(text, (x, t), color=colour, **place)
         for name, panel in panels.items():
             panel.set(xscale="log", yscale="log", xlabel=name if name != "samples" else "samples N")
             panel.set_title(AXES[name].text, fontsize=10, color=INK)

@@ -1,6 +1,7 @@
 """How the cost of K grows with the samples, the width and the depth of a network, and the power law through the end."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,12 @@ class GrowthPoint:
 
 
 def growth(
-    *, methods: Sequence[str] = METHODS_SHOWN, limit: float = 3.0, budget: float = 0.3, axes: Sequence[Axis] = ()
+    *,
+    methods: Sequence[str] = METHODS_SHOWN,
+    limit: float = 3.0,
+    budget: float = 0.3,
+    axes: Sequence[Axis] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[GrowthPoint]:
     """Time methods along the axes, in this process; a method's line ends where one run takes longer than a limit.
 
@@ -78,6 +84,7 @@ def growth(
         limit: Seconds.
         budget: Seconds over which a short run is repeated.
         axes: Other axes than `AXES`.
+        clock: Tells seconds: `time.process_time` with one thread on a machine that others use.
 
     Yields:
         The points.
@@ -93,9 +100,9 @@ def growth(
                         return METHODS[name].run(problem)
                     return forward_backward(problem, min(problem.num_samples, 1000))
 
-                seconds = seconds_of(run)
+                seconds = seconds_of(run, clock)
                 if seconds < limit:
-                    seconds = min(seconds, median_seconds(run, budget=budget)[0])
+                    seconds = min(seconds, median_seconds(run, budget=budget, clock=clock)[0])
                 else:
                     going.remove(name)
                 yield GrowthPoint(axis.name, value, name, seconds)
