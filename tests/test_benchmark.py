@@ -245,6 +245,17 @@ def test_when_the_time_is_up_the_rest_is_said(monkeypatch):
     assert done == [(f"narrow: {FLOOR}", 0.0), ("narrow: sgdkern", 0.5)]
 
 
+def test_ours_come_before_the_others_on_all_workloads(monkeypatch):
+    def found(workload, method, *, effort, **options):
+        return Measurement(workload, method, seconds=1.0, ceiling_gflops=effort.ceiling or 50.0)
+
+    monkeypatch.setattr("sgdkern.benchmark.measure_apart", found)
+    rows = benchmark(["narrow", "cnn"], methods=["autograd loop", "sgdkern"]).measurements
+    names = [(row.workload, row.method) for row in rows]
+    assert names[:4] == [("narrow", FLOOR), ("narrow", "sgdkern"), ("cnn", FLOOR), ("cnn", "sgdkern")]
+    assert names[4:] == [("narrow", "autograd loop"), ("cnn", "autograd loop")]
+
+
 def test_an_unknown_name_is_a_value_error():
     with pytest.raises(ValueError, match="workload must be one of"):
         benchmark(["huge"])

@@ -44,7 +44,7 @@ def bench(
     limit: Annotated[
         float, typer.Option(min=0.0, help="A run that is known to take more seconds is bounded from below instead.")
     ] = 2.0,
-    within: Annotated[float, typer.Option(min=1.0, help="Seconds for everything; what is left out is said.")] = 110.0,
+    within: Annotated[float, typer.Option(min=1.0, help="Seconds for everything; what is left out is said.")] = 100.0,
     operations: Annotated[bool, typer.Option(help="Also time the compiled operations by themselves.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write the measurements here, as JSON.")] = None,
     as_json: JsonOption = False,
