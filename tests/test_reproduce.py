@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import fields, replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,20 @@ def test_needs_come_first_and_once() -> None:
     assert len(ordered) == len(set(ordered)) == 6
     for job in ordered:
         assert all(ordered.index(need) < ordered.index(job) for need in job.needs)
+
+
+def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path: Path) -> None:
+    """What is running ends at once, though it had an hour of work left."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.done:
+            raise KeyboardInterrupt
+
+    before = set(active_children())
+    long = replace(TINY, epochs=100_000)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(long.noisy(), tmp_path, processes=2, on_progress=interrupt)
+    assert set(active_children()) <= before
 
 
 @pytest.fixture(scope="module")

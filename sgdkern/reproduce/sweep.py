@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from sgdkern.reproduce.job import Job, complete, file_of, with_needs
@@ -63,6 +63,7 @@ def sweep(
     if not waiting:
         return
     running: dict[Future[None], Job] = {}
+    others = set(active_children())
     with ProcessPoolExecutor(min(processes, len(waiting)), mp_context=get_context("spawn")) as pool:
         try:
             while waiting or running:
@@ -74,8 +75,13 @@ def sweep(
                     future.result()
                     done.add(job)
                     tell(job.title)
-        except BaseException:
+        except BaseException:  # stopped: what runs now would go on for minutes, and nobody would wait for it
             pool.shutdown(wait=False, cancel_futures=True)
+            workers = set(active_children()) - others
+            for process in workers:
+                process.terminate()
+            for process in workers:
+                process.join()
             raise
 
 
