@@ -23,11 +23,13 @@ class Footprint:
         activations: what autograd saves in a forward pass, and the layers' inputs.
         factors: inputs and output gradients of the layers, in at least single precision: what a gradient matrix keeps.
         largest: the largest layer's output.
+        outputs: what the model returns, where that is one tensor.
     """
 
     activations: int
     factors: int
     largest: int
+    outputs: int
 
     @property
     def capture(self) -> int:
@@ -55,7 +57,8 @@ def footprint(problem: Problem) -> Footprint:
         return tensor.detach()
 
     with preserve(problem.model, seed=problem.seed), torch.autograd.graph.saved_tensors_hooks(weigh, lambda held: held):
-        sites = recorded(few).recorder.sites
+        seen = recorded(few)
+        sites = seen.recorder.sites
         inputs: dict[int, int] = {}
         for site in sites:
             for value in (*site.args, *site.kwargs.values()):
@@ -63,7 +66,8 @@ def footprint(problem: Problem) -> Footprint:
                     weigh(value)
                     inputs[value.untyped_storage().data_ptr()] = value.numel() * _single_bytes(value)
         outputs = [site.shape.numel() * max(4, _largest(site.args)) for site in sites]
-    whole = sum(saved.values()), sum(inputs.values()) + sum(outputs), max(outputs, default=0)
+    returned = seen.outputs.nbytes if isinstance(seen.outputs, Tensor) else 0
+    whole = sum(saved.values()), sum(inputs.values()) + sum(outputs), max(outputs, default=0), returned
     return Footprint(*(-(-size // few.num_samples) for size in whole))
 
 
@@ -84,7 +88,7 @@ def samples_at_once(problem: Problem, budget: int) -> int:
 
     Args:
         problem: the model and its batch.
-        budget: bytes for the factors of all samples, which are kept, and for one chunk's pass.
+        budget: bytes for the factors and outputs of all samples, which are kept, and for one chunk's pass.
 
     Returns:
         The chunk size, 1 … N.
@@ -93,11 +97,11 @@ def samples_at_once(problem: Problem, budget: int) -> int:
         ValueError: if the budget does not hold the factors and one sample's pass.
     """
     weight = footprint(problem)
-    kept = problem.num_samples * weight.factors
+    kept = problem.num_samples * (weight.factors + 2 * weight.outputs)  # outputs in parts, and put together
     if budget < kept + weight.capture:
         raise ValueError(
-            f"per_sample_gradients: memory_budget must hold the factors of all samples, {kept:,} bytes, and one "
-            f"sample's pass, {weight.capture:,}, got {budget:,}. Raise it, restrict params=, or take what needs no "
-            "factors of all samples: gram_matrix(memory_budget=) or StreamingGradients."
+            f"per_sample_gradients: memory_budget must hold the factors and outputs of all samples, {kept:,} bytes, "
+            f"and one sample's pass, {weight.capture:,}, got {budget:,}. Raise it, restrict params=, or take what "
+            "needs no factors of all samples: gram_matrix(memory_budget=) or StreamingGradients."
         )
     return max(1, min(problem.num_samples, (budget - kept) // max(1, weight.capture)))

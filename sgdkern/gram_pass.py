@@ -20,7 +20,7 @@ from sgdkern.losses import Loss
 from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, part_of, slices_of
-from sgdkern.recorded_pass import Pass, has_irregular, recorded
+from sgdkern.recorded_pass import Pass, check_gradients, has_irregular, recorded
 from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
 from sgdkern.tiled_gram import cross_gram
 
@@ -140,6 +140,8 @@ def gram_matrix(
 ) -> GramMatrix:
     """K = G Gᵀ of all samples in the memory of an ordinary backward pass: K, and one layer's factors at a time.
 
+    Rows of no regular order (packed sequences, routed experts) need all layers' factors for a while.
+
     The same numbers as ``per_sample_gradients(...).gram()``, which keeps the factors of all layers for whatever may be
     asked next. Here each layer's part of K is added when its gradient comes by, and the layer is forgotten.
 
@@ -149,7 +151,9 @@ def gram_matrix(
         inputs: the samples.
         targets: what the loss compares with.
         params: restricts the gradient to parameters.
-        memory_budget: bytes for K and the pass over the samples. Where all together do not fit, K is formed in tiles:
+        memory_budget: bytes for K, the model's outputs and the pass over the samples; rows of no regular order (packed
+            sequences, routed experts), recomputed checkpoints and explicit gradients come on top. Where all together
+            do not fit, K is formed in tiles:
             the factors of some samples are held while those of all later ones are recomputed.
         batch_loss: a second form of the loss, ``batch_loss(model, batch)`` giving losses [N].
         batch: what ``batch_loss`` takes.
@@ -160,7 +164,7 @@ def gram_matrix(
 
     Raises:
         TypeError: as `per_sample_gradients`.
-        ValueError: as `per_sample_gradients`.
+        ValueError: as `per_sample_gradients`; or the budget holds too little, or asks to run random layers in parts.
         RuntimeError: as `per_sample_gradients`.
 
     Example:
@@ -180,6 +184,7 @@ def gram_matrix(
         plan = plan_for(problem, seen)
         if not has_irregular(seen, plan.layouts):
             return _formed(problem, seen, plan)
+        del seen, plan  # the pass of the other way is not to stand beside this one
     kept = captured(problem)
     return GramMatrix(kept.gram(), kept.parameters, kept.losses, kept.outputs, kept.coverage)
 
@@ -231,7 +236,9 @@ def _formed(problem: Problem, seen: Pass, plan: Plan) -> GramMatrix:
     give_away(seen, plan.layouts, plan.explicit, total.add)
     if plan.explicit:
         for name, rows in explicit_gradients(problem, list(plan.explicit), method=plan.method).items():
-            total.add([Entry(Explicit(rows), (Whole((name,)),))])
+            entries = [Entry(Explicit(rows), (Whole((name,)),))]
+            check_gradients(entries)
+            total.add(entries)
     return GramMatrix(total.finish(), slices_of(problem.tracked), losses, outputs, coverage)
 
 
@@ -240,18 +247,18 @@ def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:
     num_samples, weight = problem.num_samples, footprint(problem)
     widest = max(max(4, parameter.element_size()) for parameter in problem.tracked.values())
     size = widest * num_samples**2
-    room = budget - 2 * size  # K, and the part of it that one layer adds
+    room = budget - 2 * size - 2 * num_samples * weight.outputs  # K, and the part of it that one layer adds
     if num_samples * weight.capture <= room:
         return None
     least = min(STUDY_SAMPLES, num_samples)
-    block = room // (2 * (weight.capture + weight.factors))
+    block = room // max(1, 2 * (weight.capture + weight.factors))
     if block < least:
-        needed = 2 * size + 2 * least * (weight.capture + weight.factors)
+        needed = 2 * size + 2 * num_samples * weight.outputs + 2 * least * (weight.capture + weight.factors)
         raise ValueError(
             f"gram_matrix: memory_budget must hold K twice and the passes of {least} samples, {needed:,} bytes, got "
             f"{budget:,}. Raise it, take fewer samples, or take StreamingGradients, which needs no K in memory."
         )
-    held = (room - block * (weight.capture + weight.factors)) // (block * weight.factors)
+    held = (room - block * (weight.capture + weight.factors)) // max(1, block * weight.factors)
     return block, max(1, held)
 
 

@@ -102,3 +102,39 @@ def test_gradients_that_are_not_finite_name_the_samples() -> None:
 
     with pytest.raises(RuntimeError, match=r"gradients must be finite.*first: \[53\]"):
         gram_matrix(Model(), loss, inputs, targets)
+
+
+def test_explicit_gradients_that_are_not_finite_are_refused() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.linear = nn.Parameter(torch.zeros(5)), nn.Linear(5, 3)
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            some, weight = values[:, :3], self.weight[:3]
+            return self.linear(values) + torch.special.xlog1py(some, weight) + torch.hypot(some, weight)
+
+    values = torch.randn(40, 5)
+    values[7, :3] = 0  # not one of the samples that a study looks at
+    with (
+        pytest.warns(UserWarning, match="explicit per-sample gradients"),
+        pytest.raises(RuntimeError, match=r"gradients must be finite.*weight.*first: \[7\]"),
+    ):
+        gram_matrix(Model(), nn.CrossEntropyLoss(), values, torch.arange(40) % 3)
+
+
+def test_a_budget_without_factors() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.linear = nn.Parameter(torch.randn(4, 5)), nn.Linear(4, 3)
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.linear(torch.cdist(values, self.weight))
+
+    torch.manual_seed(0)
+    problem = Model(), nn.CrossEntropyLoss(), torch.randn(100, 5), torch.arange(100) % 3
+    with pytest.warns(UserWarning, match="explicit per-sample gradients"):
+        whole = gram_matrix(*problem, params=["weight"])
+    tiled = gram_matrix(*problem, params=["weight"], memory_budget=2 * 4 * 100**2 + 6000)
+    torch.testing.assert_close(tiled.gram(), whole.gram())

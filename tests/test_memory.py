@@ -63,7 +63,10 @@ few = model, nn.CrossEntropyLoss(), inputs[:3], targets[:3]
 per_sample_gradients(*few).gram(), gram_matrix(*few)  # imports, and the study
 weight = footprint(posed(*problem, None, None, None, None))
 pass_of_a_quarter = weight.capture * len(inputs) // 4
-budgets = dict(G=weight.factors * len(inputs) + pass_of_a_quarter, K=8 * len(inputs)**2 + pass_of_a_quarter)
+outputs = 2 * weight.outputs * len(inputs)
+budgets = dict(
+    G=weight.factors * len(inputs) + outputs + pass_of_a_quarter, K=8 * len(inputs)**2 + outputs + pass_of_a_quarter
+)
 
 def resident(key):
     return 1024 * int(open("/proc/self/status").read().split(key + ":")[1].split()[0])
@@ -140,7 +143,7 @@ def test_a_memory_budget_is_kept(model: str, kind: str) -> None:
 
 def test_budgets_that_hold_nothing() -> None:
     model, inputs, targets = nn.Linear(6, 2), torch.randn(50, 6), torch.zeros(50, dtype=torch.long)
-    for function, words in ((per_sample_gradients, "the factors of all samples"), (gram_matrix, "K twice")):
+    for function, words in ((per_sample_gradients, "the factors and outputs of all samples"), (gram_matrix, "K twice")):
         with pytest.raises(ValueError, match=f"memory_budget must hold {words}"):
             function(model, nn.CrossEntropyLoss(), inputs, targets, memory_budget=100)
     with pytest.raises(ValueError, match="got both"):
@@ -156,7 +159,9 @@ def test_a_gram_matrix_in_tiles_is_the_same(share: float) -> None:
     problem = (model, nn.CrossEntropyLoss(), inputs, targets)
     whole = gram_matrix(*problem)
     weight = footprint(posed(*problem, None, None, None, None))
-    tiled = gram_matrix(*problem, memory_budget=2 * 8 * 41**2 + int(share * 41 * weight.capture))
+    tiled = gram_matrix(
+        *problem, memory_budget=2 * (8 * 41**2 + 41 * weight.outputs) + int(share * 41 * weight.capture)
+    )
     torch.testing.assert_close(tiled.gram(), whole.gram(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(tiled.losses, whole.losses)
     torch.testing.assert_close(tiled.outputs, whole.outputs)
