@@ -41,9 +41,9 @@ class Diagnosis:
         versions = ", ".join(f"{name} {version or 'none'}" for name, version in self.versions.items())
         processor = ", ".join(f"{name} {value}" for name, value in self.processor.items())
         lines = [f"versions   {versions}", f"processor  {processor}", f"gpus       {', '.join(self.gpus) or 'none'}"]
-        lines += [f"{target}.so".ljust(11) + state for target, state in self.libraries.items()]
+        lines += [f"{target}.so".ljust(17) + state for target, state in self.libraries.items()]
         for name, devices in self.operations.items():
-            lines.append(name.ljust(11) + ", ".join(f"{device} {kind}" for device, kind in devices.items()))
+            lines.append(name.ljust(17) + ", ".join(f"{device} {kind}" for device, kind in devices.items()))
         return "\n".join([*lines, *self.remedies])
 
 
