@@ -40,10 +40,11 @@ class Diagnosis:
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {version or 'none'}" for name, version in self.versions.items())
         processor = ", ".join(f"{name} {value}" for name, value in self.processor.items())
-        lines = [f"versions   {versions}", f"processor  {processor}", f"gpus       {', '.join(self.gpus) or 'none'}"]
-        lines += [f"{target}.so".ljust(17) + state for target, state in self.libraries.items()]
+        rows = {"versions": versions, "processor": processor, "gpus": ", ".join(self.gpus) or "none"}
+        rows |= {f"{target}.so": state for target, state in self.libraries.items()}
         for name, devices in self.operations.items():
-            lines.append(name.ljust(17) + ", ".join(f"{device} {kind}" for device, kind in devices.items()))
+            rows[name] = ", ".join(f"{device} {kind}" for device, kind in devices.items())
+        lines = [f"{name:17}{text}" for name, text in rows.items()]
         return "\n".join([*lines, *self.remedies])
 
 

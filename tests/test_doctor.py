@@ -45,7 +45,7 @@ def test_nothing_missing_means_no_remedy(monkeypatch):
         monkeypatch.setitem(doctor.LIBRARIES, target, Library(Path(f"{target}.so"), None))
     diagnosis = doctor.diagnose()
     assert diagnosis.remedies == ()
-    assert "cpu.so     in use" in str(diagnosis)
+    assert "cpu.so           in use" in str(diagnosis)
 
 
 def test_prints_itself():
