@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+
+# The random number generators are the process's: a measurement in another thread would draw from what this one seeded.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -23,11 +27,12 @@ def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
     Yields:
         None.
     """
-    mappings = [module._buffers for module in model.modules() if isinstance(module._buffers, dict)]
-    buffers = [(mapping, dict(mapping)) for mapping in mappings]  # a script module's own mapping cannot change
-    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        mappings = [module._buffers for module in model.modules() if isinstance(module._buffers, dict)]
+        buffers = [(mapping, dict(mapping)) for mapping in mappings]  # a script module's own mapping cannot change
+        saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -1,5 +1,7 @@
 """K formed during the backward pass, in G's place (that it is G's K, on every model case: test_gradient_matrix)."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -138,3 +140,16 @@ def test_a_budget_without_factors() -> None:
         whole = gram_matrix(*problem, params=["weight"])
     tiled = gram_matrix(*problem, params=["weight"], memory_budget=2 * 4 * 100**2 + 6000)
     torch.testing.assert_close(tiled.gram(), whole.gram())
+
+
+def test_seeded_masks_are_not_shared_between_threads() -> None:
+    """The generators are the process's: every measurement gets its own masks, whoever else measures meanwhile."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.Dropout(0.5), nn.Linear(30, 3)).train()
+    inputs, targets = torch.randn(40, 6), torch.arange(40) % 3
+    measure = lambda seed: gram_matrix(model, nn.CrossEntropyLoss(), inputs, targets, seed=seed).gram()  # noqa: E731
+    seeds = list(range(2)) * 30
+    alone = [measure(seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for seed, found in zip(seeds, pool.map(measure, seeds), strict=True):
+            assert torch.equal(found, alone[seed])
