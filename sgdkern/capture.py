@@ -229,11 +229,12 @@ def outputs_of(seen: Pass) -> Tensor | None:
 
 def coverage_of(problem: Problem, sites: Sequence[Site], plan: Plan) -> dict[str, str]:
     """The route of each parameter, in words."""
-    routes = {}
-    for name in problem.tracked:
-        if name in plan.explicit:
-            routes[name] = f"explicit ({plan.method}): {plan.explicit[name]}"
-        else:
-            layers = sorted({site.layer.name for site in sites if name in site.parameters})
-            routes[name] = f"factors: {', '.join(layers)}" if layers else "no gradient: not used in the loss"
-    return routes
+    layers: dict[str, set[str]] = {name: set() for name in problem.tracked}
+    for site in sites:
+        for name in site.parameters:
+            layers[name].add(site.layer.name)
+    routes = {
+        name: f"factors: {', '.join(sorted(used))}" if used else "no gradient: not used in the loss"
+        for name, used in layers.items()
+    }
+    return routes | {name: f"explicit ({plan.method}): {reason}" for name, reason in plan.explicit.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -120,39 +120,79 @@ class Entry:
         )
 
 
-def overlap(first: Entry, second: Entry) -> bool:
-    """Whether two entries share an element of a parameter."""
-    for one in first.columns:
-        for other in second.columns:
-            if not set(one.parameters) & set(other.parameters):
-                continue
-            if isinstance(one, Part) and isinstance(other, Part):
-                if torch.isin(one.index, other.index).any():
-                    return True
-            else:
-                return True
-    return False
+def components(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries grouped so that no two groups share an element of a parameter, in the order of their first entries.
+
+    Each parameter remembers the places of its own that were met before, equal ones once: entries of other parameters
+    are never looked at.
+
+    Args:
+        entries: any entries.
+
+    Returns:
+        The groups, their members in the given order.
+    """
+    groups = Groups(len(entries))
+    met: dict[str, list[tuple[Columns, int]]] = {}
+    for place, entry in enumerate(entries):
+        for columns in entry.columns:
+            for name in columns.parameters:
+                known = met.setdefault(name, [])
+                touching = [(other, member) for other, member in known if _touch(columns, other)]
+                for _, member in touching:
+                    groups.unite(place, member)
+                if not any(same_place(columns, other) for other, _ in touching):
+                    known.append((columns, place))
+    return [[entries[place] for place in group] for group in groups.members()]
+
+
+class Groups:
+    """Places 0 … n − 1 in groups that are united step by step: the smaller joins, so a place moves ≤ log₂ n times.
+
+    Args:
+        size: n; each place begins as a group of its own.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._groups = [[place] for place in range(size)]
+
+    def unite(self, one: int, other: int) -> None:
+        """Make one group of those of two places."""
+        smaller, larger = sorted((self._groups[one], self._groups[other]), key=len)
+        if smaller is not larger:
+            larger.extend(smaller)
+            for place in smaller:
+                self._groups[place] = larger
+
+    def members(self) -> list[list[int]]:
+        """The groups, each in order, by their first places."""
+        return sorted({id(group): sorted(group) for group in self._groups}.values())
+
+
+def _touch(first: Columns, second: Columns) -> bool:
+    """Whether two pieces of a parameter share an element."""
+    if isinstance(first, Part) and isinstance(second, Part):
+        return bool(torch.isin(first.index, second.index).any())
+    return True
 
 
 def merged(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """Entries with linear layers of the very same columns joined: further calls of one weight are further positions."""
     groups: list[list[Entry]] = []
+    linear: dict[tuple[Any, ...], list[list[Entry]]] = {}  # what layers of one weight agree in → their groups
     for entry in entries:
-        for group in groups:
-            if _joinable(group[0], entry):
+        alike = []
+        if isinstance(entry.factors, Dense):
+            names = tuple(columns.parameters for columns in entry.columns)
+            alike = linear.setdefault((entry.factors.bias, names), [])
+        for group in alike:
+            if all(same_place(a, b) for a, b in zip(group[0].columns, entry.columns, strict=True)):
                 group.append(entry)
                 break
         else:
             groups.append([entry])
+            alike.append(groups[-1])
     return tuple(_joined(group) for group in groups)
-
-
-def _joinable(first: Entry, second: Entry) -> bool:
-    """Whether two entries are linear layers of the same weight (and bias)."""
-    one, two = first.factors, second.factors
-    if not (isinstance(one, Dense) and isinstance(two, Dense) and one.bias == two.bias):
-        return False
-    return all(same_place(a, b) for a, b in zip(first.columns, second.columns, strict=True))
 
 
 def _joined(group: Sequence[Entry]) -> Entry:

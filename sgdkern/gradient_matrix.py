@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgdkern.columns import Columns, Derived, Entry, Whole, merged, overlap, restricted, same_place
+from sgdkern.columns import Columns, Derived, Entry, Whole, components, merged, restricted, same_place
 from sgdkern.factors import Explicit, can_stack, chunks, gram_products, stack
-from sgdkern.gram_routes import add_gram_by_rows, add_grams, norms_of_sums, squared_norms
+from sgdkern.gram_routes import add_gram_by_rows, add_grams, gram_of, norms_of_sums, squared_norms
 
 # `dense` refuses to build more than this: G is meant never to exist.
 DENSE_LIMIT_BYTES = 2 * 2**30
@@ -200,8 +200,11 @@ class GradientMatrix:
     def gram(self) -> Tensor:
         """K = G Gᵀ, [N, N]; kept with the gradient matrix, so do not write into it."""
         if "gram" not in self._cache:
-            gram = self._like.new_zeros(self.num_samples, self.num_samples)
-            self.add_gram_to(gram)
+            groups = self._components()
+            gram = gram_of([group.entries[0].factors for group in groups if group.plain], self._like)
+            for group in groups:
+                if not group.plain:
+                    add_gram_by_rows(gram, group.rows, group.num_params)
             self._cache["gram"] = gram
         return self._cache["gram"]
 
@@ -321,10 +324,13 @@ class GradientMatrix:
             The gradient matrix of all samples.
 
         Raises:
+            TypeError: if what is to be consumed is no list.
             ValueError: if there are no parts, or their parameters differ.
         """
         if not parts:
             raise ValueError("stack: at least one gradient matrix is needed, got none.")
+        if consume and not isinstance(parts, list):
+            raise TypeError(f"stack: consume takes a list of its parts, got {type(parts).__name__}. Make a list of it.")
         first = parts[0]
         for part in parts:
             if dict(part.parameters) != dict(first.parameters):
@@ -366,7 +372,11 @@ class GradientMatrix:
         names: dict[str, list[str]] = {}
         for name in self.parameters:
             names.setdefault(name.rpartition(".")[0], []).append(name)
-        return {layer: self.restrict(members) for layer, members in names.items()}
+        entries: dict[str, list[Entry]] = {layer: [] for layer in names}
+        for entry in self.entries:
+            for layer in {name.rpartition(".")[0] for name in entry.parameters if name in self.parameters}:
+                entries[layer].append(entry)
+        return {layer: self._only(members, _restricted(entries[layer], members)) for layer, members in names.items()}
 
     def restrict(self, names: Sequence[str]) -> GradientMatrix:
         """Columns of G: some parameters only, in their order in G.
@@ -380,37 +390,36 @@ class GradientMatrix:
         Raises:
             ValueError: if a name is not a parameter of G.
         """
-        unknown = sorted(set(names) - set(self.parameters))
+        wanted = set(names)
+        unknown = sorted(wanted - set(self.parameters))
         if unknown:
             raise ValueError(f"restrict: names must be parameters of G, got {unknown}. G has {list(self.parameters)}.")
-        parameters = self._packed(names)
-        entries = tuple(kept for entry in self.entries if (kept := restricted(entry, frozenset(names))) is not None)
-        coverage = {name: route for name, route in self.coverage.items() if name in names}
-        return dataclasses.replace(self, entries=entries, parameters=parameters, coverage=coverage, _cache={})
+        return self._only([name for name in self.parameters if name in wanted], _restricted(self.entries, wanted))
 
     def _components(self) -> list[GradientMatrix]:
         """Entries that share no parameter element apart, each as a gradient matrix of its own parameters."""
-        groups: list[list[Entry]] = []
-        for entry in self.entries:
-            meeting = [group for group in groups if any(overlap(entry, other) for other in group)]
-            groups = [group for group in groups if all(group is not other for other in meeting)]
-            groups.append([*(member for group in meeting for member in group), entry])
-        components = []
-        for group in groups:
-            names = frozenset[str]().union(*(entry.parameters for entry in group))
-            parameters = self._packed(names)
-            components.append(dataclasses.replace(self, entries=merged(group), parameters=parameters, _cache={}))
-        return components
+        order = {name: place for place, name in enumerate(self.parameters)}
+        found = []
+        for group in components(self.entries):
+            names = frozenset[str]().union(*(entry.parameters for entry in group)) & order.keys()
+            found.append(self._only(sorted(names, key=order.__getitem__), merged(group)))
+        return found
 
-    def _packed(self, names: Collection[str]) -> dict[str, slice]:
-        """Slices of some parameters, one after the other in the order of G."""
+    def _only(self, names: Sequence[str], entries: Iterable[Entry]) -> GradientMatrix:
+        """Some columns of G, packed in the order of their names, with their entries."""
         slices: dict[str, slice] = {}
         start = 0
-        for name, columns in self.parameters.items():
-            if name in names:
-                slices[name] = slice(start, start + columns.stop - columns.start)
-                start = slices[name].stop
-        return slices
+        for name in names:
+            columns = self.parameters[name]
+            slices[name] = slice(start, start := start + columns.stop - columns.start)
+        coverage = {name: self.coverage[name] for name in names if name in self.coverage}
+        return dataclasses.replace(self, entries=tuple(entries), parameters=slices, coverage=coverage, _cache={})
+
+
+def _restricted(entries: Iterable[Entry], names: Iterable[str]) -> list[Entry]:
+    """What entries have in some parameters."""
+    wanted = frozenset(names)
+    return [kept for entry in entries if (kept := restricted(entry, wanted)) is not None]
 
 
 def _stacked(rest: Sequence[list[Entry]]) -> tuple[Entry, ...]:

@@ -197,7 +197,9 @@ class _Sum:
 
     def __init__(self, problem: Problem, losses: Tensor) -> None:
         self._tracked, self._losses = problem.tracked, losses
+        self._order = {name: place for place, name in enumerate(problem.tracked)}
         self._waiting: list[Entry] = []
+        self._held = 0  # bytes of what waits
         self._gram: Tensor | None = None
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -207,8 +209,8 @@ class _Sum:
             self._gram = like.new_zeros(len(self._losses), len(self._losses))
         if len(entries) == 1 and isinstance(entries[0].factors, Dense) and entries[0].factors.num_positions == 1:
             self._waiting.append(entries[0])
-            held = sum(entry.factors.bytes_per_sample for entry in self._waiting) * len(self._losses)
-            if held > self._gram.nbytes:
+            self._held += entries[0].factors.bytes_per_sample * len(self._losses)
+            if self._held > self._gram.nbytes:
                 self.finish()
         else:
             self._add(entries, self._gram)
@@ -218,13 +220,14 @@ class _Sum:
         if self._gram is None:  # no parameter had a gradient
             return self._losses.new_zeros(len(self._losses), len(self._losses))
         if self._waiting:
-            entries, self._waiting = self._waiting, []
+            entries, self._waiting, self._held = self._waiting, [], 0
             self._add(entries, self._gram)
         return self._gram
 
     def _add(self, entries: Sequence[Entry], gram: Tensor) -> None:
         names = frozenset[str]().union(*(entry.parameters for entry in entries))
-        slices = slices_of({name: parameter for name, parameter in self._tracked.items() if name in names})
+        known = sorted(names & self._order.keys(), key=self._order.__getitem__)
+        slices = slices_of({name: self._tracked[name] for name in known})
         GradientMatrix(tuple(entries), slices, self._losses).add_gram_to(gram)
 
 

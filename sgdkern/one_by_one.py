@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from sgdkern.columns import Entry
+from sgdkern.columns import Entry, Groups
 from sgdkern.layers import Layout
 from sgdkern.recorded_pass import Pass, Place, check_gradients, site_entries
 
@@ -88,13 +88,12 @@ def _giver(receive: Callable[[int, Tensor | None], None], place: int, output: in
 
 def _families(parameters: Sequence[Collection[str]]) -> list[list[int]]:
     """Sites that share a parameter, directly or by others between them."""
-    families: list[tuple[set[str], list[int]]] = []
+    groups = Groups(len(parameters))
+    first: dict[str, int] = {}
     for place, names in enumerate(parameters):
-        meeting = [family for family in families if family[0] & set(names)]
-        families = [family for family in families if all(family is not other for other in meeting)]
-        joined = set(names).union(*(family[0] for family in meeting))
-        families.append((joined, [*(other for family in meeting for other in family[1]), place]))
-    return [places for _, places in families]
+        for name in names:
+            groups.unite(place, first.setdefault(name, place))
+    return groups.members()
 
 
 def _reached_last(root: Any, nodes: Sequence[Node]) -> list[int]:
