@@ -42,6 +42,23 @@ def _by_kind(layers: Sequence[tuple[Tensor, Tensor, bool]]) -> tuple[list[Tensor
     return [layer[0] for layer in layers], [layer[1] for layer in layers], [layer[2] for layer in layers]
 
 
+def gram_of(layers: Sequence[Factors], like: Tensor) -> Tensor:
+    """The sum of the Gram matrices of several sets of factors; what the first operation gives is K, never a copy of it.
+
+    Args:
+        layers: the factors, which share no parameter.
+        like: gives N, dtype and device.
+
+    Returns:
+        K, [N, N].
+    """
+    dense, rest = _dense_and_rest(layers)
+    gram = ops.gram(*_by_kind(dense)) if dense else like.new_zeros(len(like), len(like))
+    for factors in rest:
+        add_gram(gram, factors)
+    return gram
+
+
 def add_grams(gram: Tensor, layers: Sequence[Factors]) -> None:
     """K += the Gram matrices of several sets of factors, in place; all dense layers in one operation.
 
@@ -49,15 +66,23 @@ def add_grams(gram: Tensor, layers: Sequence[Factors]) -> None:
         gram: K, [N, N].
         layers: the factors, which share no parameter.
     """
-    dense = []
+    dense, rest = _dense_and_rest(layers)
+    for factors in rest:
+        add_gram(gram, factors)
+    if dense:
+        gram += ops.gram(*_by_kind(dense))
+
+
+def _dense_and_rest(layers: Sequence[Factors]) -> tuple[list[tuple[Tensor, Tensor, bool]], list[Factors]]:
+    """Layers that one operation takes together, and the others."""
+    dense, rest = [], []
     for factors in layers:
         layer = as_dense_layer(factors)
         if layer is None or (isinstance(factors, Explicit) and factors.sizes[0] > PACKED_COLUMNS):
-            add_gram(gram, factors)
+            rest.append(factors)
         else:
             dense.append(layer)
-    if dense:
-        gram += ops.gram(*_by_kind(dense))
+    return dense, rest
 
 
 def norms_of_sums(layers: Sequence[Factors], indices: Tensor, like: Tensor) -> Tensor:
@@ -130,7 +155,9 @@ def _add_gram_of_gradients(gram: Tensor, factors: Factors) -> None:
     if plane is not None:
         gram += ops.patch_gram(*plane)
     elif isinstance(factors, Dense):  # a kernel of one over a column of positions
-        inputs, grads = (tensor.transpose(1, 2)[..., None] for tensor in (factors.inputs, factors.output_grads))
+        # Inner products do not tell inputs from outputs; the operation prefers few of the former.
+        narrow, wide = sorted((factors.inputs, factors.output_grads), key=lambda factor: factor.shape[2])
+        inputs, grads = (factor.transpose(1, 2)[..., None] for factor in (narrow, wide))
         gram += ops.patch_gram(inputs, grads, [1, 1], [1, 1], [1, 1])
         if factors.bias:
             _add_products(gram, factors.output_grads.sum(1))

@@ -16,6 +16,18 @@ def test_gram(pair):  # noqa: F811
     close(gram, 1 + 2 * rows @ rows.T)
 
 
+def test_gram_of_several(pair):  # noqa: F811
+    factors, rows = pair
+    close(gram_routes.gram_of([factors, factors], rows), 2 * rows @ rows.T)
+    assert gram_routes.gram_of([], rows).equal(torch.zeros(N, N, dtype=torch.float64))
+
+
+def test_the_first_operations_result_is_the_gram_matrix(monkeypatch):
+    given = []
+    monkeypatch.setattr(gram_routes.ops, "gram", lambda *args: given.append(torch.zeros(N, N)) or given[-1])
+    assert gram_routes.gram_of([Dense(normal(N, 1, 2), normal(N, 1, 3))], normal(N, 2)) is given[0]
+
+
 def test_wide_rows_are_not_packed(monkeypatch):
     factors, rows = KINDS["explicit"]()
     monkeypatch.setattr(gram_routes, "PACKED_COLUMNS", 3)

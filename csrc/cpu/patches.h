@@ -6,11 +6,12 @@
 
 namespace sgdkern {
 
-// Whether each sample [C, H, W] lies densely, channels first or last.
+// Whether each sample [C, H, W] lies densely, channels first or last; the stride of an axis of one means nothing.
 inline bool samples_are_dense(const Tensor& t) {
   const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  const bool first = t.stride(3) == 1 && t.stride(2) == w && t.stride(1) == h * w;
-  const bool last = t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == c * w;
+  const auto has = [&](int axis, int64_t stride) { return t.size(axis) == 1 || t.stride(axis) == stride; };
+  const bool first = has(3, 1) && has(2, w) && has(1, h * w);
+  const bool last = has(1, 1) && has(3, c) && has(2, c * w);
   return first || last;
 }
 
