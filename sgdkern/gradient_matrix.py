@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgdkern.columns import Columns, Derived, Entry, Whole, components, merged, restricted, same_place
 from sgdkern.factors import Explicit, can_stack, chunks, gram_products, stack
-from sgdkern.gram_routes import add_gram_by_rows, add_grams, gram_of, norms_of_sums, squared_norms
+from sgdkern.gram_routes import add_gram_by_rows, add_grams, gram_is_cheaper, gram_of, norms_of_sums, squared_norms
 
 # `dense` refuses to build more than this: G is meant never to exist.
 DENSE_LIMIT_BYTES = 2 * 2**30
@@ -217,9 +217,9 @@ class GradientMatrix:
                 add_gram_by_rows(gram, group.rows, group.num_params)
 
     @property
-    def has_gram(self) -> bool:
-        """Whether K is there already."""
-        return "gram" in self._cache
+    def prefers_gram(self) -> bool:
+        """Whether K is there, or costs less than G (Gᵀ w)."""
+        return "gram" in self._cache or gram_is_cheaper([entry.factors for entry in self.entries])
 
     @property
     def plain(self) -> bool:

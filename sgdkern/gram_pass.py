@@ -75,7 +75,7 @@ class GramMatrix:
         return self.values.device
 
     @property
-    def has_gram(self) -> bool:
+    def prefers_gram(self) -> bool:
         """K is there."""
         return True
 

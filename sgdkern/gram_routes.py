@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -130,23 +131,55 @@ def add_gram(gram: Tensor, factors: Factors) -> None:
         else:
             gram += factors.gram()
         return
-    if isinstance(factors, Patches) and factors.groups == 1:
-        out_features, in_features = factors.weight_shape[0], factors.sizes[0] // factors.weight_shape[0]
-        positions = factors.output_grads[0, :, 0].numel()
-        if _pairs_are_cheaper(factors.num_samples, positions, in_features, out_features):
-            factors = factors.unfolded()
-    if isinstance(factors, Dense):
-        sizes = factors.num_positions, factors.inputs.shape[2], factors.output_grads.shape[2]
-        if _pairs_are_cheaper(factors.num_samples, *sizes):
-            _add_gram_of_positions(gram, factors)
-            return
+    if (by_positions := _by_positions(factors)) is not None:
+        _add_gram_of_positions(gram, by_positions)
+        return
     for part in factors.slices(SLICE_BYTES):
         _add_gram_of_gradients(gram, part)
 
 
-def _pairs_are_cheaper(num_samples: int, positions: int, in_features: int, out_features: int) -> bool:
-    """Whether a layer's Gram matrix costs less by products of positions than from explicit gradients."""
-    return positions**2 * (in_features + out_features) < in_features * out_features * (1 + positions / num_samples)
+def gram_is_cheaper(layers: Sequence[Factors]) -> bool:
+    """Whether K costs fewer multiply-adds than G (Gᵀ w): few samples, wide layers.
+
+    It is then no larger than the factors: N (I + O) / 2 ≤ 2 I·O means N ≤ I + O.
+
+    Args:
+        layers: all factors of a gradient matrix.
+
+    Returns:
+        The answer.
+    """
+    num_samples = layers[0].num_samples if layers else 0
+    of_gram = of_products = 0
+    for factors in layers:
+        positions, in_features, out_features = _sizes(factors)
+        weights = in_features * out_features
+        by_pairs = positions**2 * (in_features + out_features)
+        of_gram += num_samples * min(num_samples * by_pairs, (num_samples + 2 * positions) * weights) // 2
+        of_products += 2 * num_samples * positions * weights
+    return of_gram <= of_products
+
+
+def _sizes(factors: Factors) -> tuple[int, int, int]:
+    """Positions, inputs and outputs of a layer; explicit gradients and rows of a table have a single input."""
+    if isinstance(factors, Dense):
+        return factors.num_positions, factors.inputs.shape[2], factors.output_grads.shape[2]
+    if isinstance(factors, Patches):
+        out_features = factors.weight_shape[0]
+        positions = factors.output_grads.shape[1] * prod(factors.output_grads.shape[3:])
+        return positions, factors.sizes[0] // out_features, out_features
+    return prod(factors.output_grads.shape[1:-1]), 1, factors.output_grads.shape[-1]
+
+
+def _by_positions(factors: Factors) -> Dense | None:
+    """Factors whose Gram matrix costs less by products of positions than from explicit gradients; None for others."""
+    if not isinstance(factors, Dense | Patches) or (isinstance(factors, Patches) and factors.groups > 1):
+        return None
+    positions, in_features, out_features = _sizes(factors)
+    weights = in_features * out_features
+    if positions**2 * (in_features + out_features) >= weights * (1 + positions / max(1, factors.num_samples)):
+        return None
+    return factors if isinstance(factors, Dense) else factors.unfolded()
 
 
 def _add_gram_of_gradients(gram: Tensor, factors: Factors) -> None:

@@ -47,6 +47,10 @@ class GradientSource(Protocol):
 class GramSource(Protocol):
     """A source that can give K as well."""
 
+    @property
+    def prefers_gram(self) -> bool:
+        """Whether K is there, or costs less than passes."""
+
     def gram(self) -> Tensor:
         """K = G Gᵀ, [N, N]."""
 

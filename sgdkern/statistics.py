@@ -29,9 +29,8 @@ __all__ = [
     "weighted_gram",
 ]
 
-# K in float32 takes 4 N² bytes, 16 MiB at N = 2048: about a last-level cache, so that the sums over it cost little.
-# Its N² Σ(I+O) / 2 multiply-adds stay below the 3 N Σ I·O of a forward and backward pass where I·O/(I+O) > N/6, and
-# the passes would have cost 2 N P in any case. Beyond this N the passes win on time as well as on memory.
+# K in float32 takes 4 N² bytes, 16 MiB at N = 2048: about a last-level cache, so that the sums over it cost little, and
+# it alone gives unbiased estimates and a spectrum. Beyond this N it has to be the cheaper way.
 LARGEST_GRAM = 2048
 # Group means are P numbers each; this many bytes of them are held at once.
 _GROUP_BYTES = 256 * 2**20
@@ -140,8 +139,8 @@ def statistics(
         groups: A partition of the samples: integers [N] (a group's name is the text of its integer) or {name: boolean
             mask [N]}. Every sample belongs to exactly one group: the identities that tie the groups to the whole hold
             for nothing else.
-        route: "gram" sums over K; "passes" needs O(N P) work and no K; "auto" takes K for N up to 2048,
-            or where it is there. Where K is in use anyway, as for a spectrum, "gram" costs little at any N.
+        route: "gram" sums over K; "passes" needs O(N P) work and no K; "auto" takes K for N up to 2048, where it is
+            there, and where it costs less (few samples beside the widths of the layers).
 
     Returns:
         The statistics, float64 on the CPU.
@@ -167,8 +166,7 @@ def statistics(
         raise ValueError("statistics: the source must hold at least one sample, got 0. Is the data set empty?")
     if route == "auto":
         small = source.num_samples <= LARGEST_GRAM
-        affordable = isinstance(source, GramSource) and (small or getattr(source, "has_gram", False))
-        route = "gram" if affordable else "passes"
+        route = "gram" if isinstance(source, GramSource) and (small or source.prefers_gram) else "passes"
     if route == "passes":
         return _by_passes(source, groups)
     if not isinstance(source, GramSource):

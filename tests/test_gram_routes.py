@@ -79,3 +79,29 @@ def test_a_table_of_positions_is_rows(indices, shared):
     add_grams(gram, [factors])
     rows = factors.rows(0, len(indices))
     close(gram, rows @ rows.T)
+
+
+def network(num_samples, *widths):
+    """A network's factors without numbers."""
+    factors = [torch.empty(num_samples, 1, width, device="meta") for width in widths]
+    return [Dense(inputs, grads, bias=True) for inputs, grads in zip(factors, factors[1:], strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "widths", "cheaper"),
+    [
+        (1024, (784, 1024, 1024, 10), True),
+        (8192, (784, 1024, 1024, 10), False),
+        (4096, (784, 4096, 4096, 10), True),
+        (4000, (784, 50, 50, 10), False),
+        (0, (3, 2), True),
+    ],
+)
+def test_k_is_cheaper_for_few_samples_of_wide_layers(num_samples, widths, cheaper):
+    assert gram_routes.gram_is_cheaper(network(num_samples, *widths)) == cheaper
+
+
+def test_costs_of_every_kind(pair):  # noqa: F811
+    factors, _ = pair
+    many = factors.select(torch.arange(400).remainder(N))
+    assert not gram_routes.gram_is_cheaper([many])

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from sgdkern import per_sample_gradients
 from sgdkern import statistics as module
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.order_parameters import cosine_null, order_parameters
@@ -70,6 +72,17 @@ def test_every_route_gives_the_definitions(G):
         assert measured.trace == pytest.approx(float((G - mean).square().sum() / 9))
         torch.testing.assert_close(measured.groups.gram, means @ means.T)
         assert measured.groups.counts == (3, 4, 2)
+
+
+def test_auto_takes_the_gram_matrix_where_it_costs_less(monkeypatch):
+    monkeypatch.setattr("sgdkern.statistics.LARGEST_GRAM", 3)
+    wide, narrow = (
+        per_sample_gradients(nn.Linear(width, width), nn.MSELoss(), torch.randn(5, width), torch.randn(5, width))
+        for width in (50, 2)
+    )
+    assert [statistics(source).route for source in (wide, narrow)] == ["gram", "passes"]
+    narrow.gram()  # there it costs nothing more
+    assert statistics(narrow).route == "gram"
 
 
 def test_only_the_gram_route_has_pair_sums(G):
