@@ -4,13 +4,16 @@ With Q [M, n] the orthonormal rows built so far and T = Q A Qᵀ, the recurrence
 
     A Qᵀ = Qᵀ T + Rᵀ Eᵀ,      E = the last block's columns of the identity,
 
-so a Ritz pair (θ, Qᵀy) of T has the residual norm ‖R_b y_last‖ without a further product. T is filled from the
-projections that the full reorthogonalisation computes anyway, not from the three-term formula: a thick restart, a
-vanished direction that was replaced by a random one and rounding in the products then need no special case. Nothing
-here knows where the matrix comes from.
+so a Ritz pair (θ, Qᵀy) of T has the residual norm ‖R_b y_last‖ without a further product. A product is orthogonalised
+twice: against the rows that it meets in exact arithmetic, and what is left of it, orthonormal by then, against the
+whole basis. T is filled with the coefficients of both: rounding in the products and a vanished direction that was
+replaced by a random one then need no special case. Nothing here knows where the matrix comes from.
 
 The Krylov space of b random vectors holds min(m, b) copies of an eigenvalue of multiplicity m. So where b equal ones
 are among the pairs wanted there may be more, and b further random vectors are let in until some copy stays away.
+
+Their Ritz values tell the density of all eigenvalues long before those wanted have converged: how many will be wanted,
+and so how many vectors that takes, is forecast from it.
 
 Reference: Golub and Underwood (1977), the block Lanczos method; Wu and Simon (2000), thick restart; Parlett (1998),
     chapters 6 and 13.
@@ -24,17 +27,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgdkern.spectral_density import estimated_eigenvalues, vectors_needed
+
 MatVec = Callable[[Tensor], Tensor]  # [n, k] -> [n, k]
 Wanted = Callable[[Tensor], int]  # Ritz values, descending -> how many of the leading ones are wanted
+GiveUp = Callable[[int, int], bool]  # vectors multiplied so far, vectors forecast -> whether to end
 
 # A product in floating point is off by a few eps·‖A‖; what lies below is taken as zero (deflation) or as converged.
 _ROUNDING = 32.0
-# T's eigenvalues are looked at when the basis has grown by this factor: the checks then cost a geometric sum,
-# dominated by the last one.
-_CHECK_GROWTH = 1.15
-# The growth of tr T is not extrapolated before this many blocks: the first ones are random, not yet Krylov.
+# Of a unit vector, squared: where less than half lies outside the basis, rounding may be seen in what is left.
+_MOSTLY_INSIDE = 0.5
+# Forecasts begin after this many blocks; T's eigenvalues cost nothing before.
 _FORECAST_BLOCKS = 6
-_NEVER = 2**40
+# A Ritz pair with a smaller residual, relative to its value, is counted as one eigenvalue.
+_SINGLE = 0.05
+# T's eigenvalues are looked at a little before the forecast, but not before the basis has grown by this factor; where
+# there is no forecast, by the second one.
+_EARLY = 0.97
+_CHECK_GROWTH, _BLIND_GROWTH = 1.06, 1.15
+# A forecast that lies further ahead than this factor is made anew when the basis has doubled.
+_FAR = 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class RitzPairs:
 
     Attributes:
         values: Ritz values, descending [k].
-        vectors: Ritz vectors, orthonormal columns [n, k].
+        vectors: Ritz vectors, orthonormal columns [n, k], where asked for.
         residual_norms: ‖A x − θ x‖ of each pair; some eigenvalue lies within that distance of θ [k].
         converged: Whether all wanted pairs met the tolerance.
         num_matvecs: Vectors that A was applied to.
@@ -67,7 +79,7 @@ class RitzPairs:
     """
 
     values: Tensor
-    vectors: Tensor
+    vectors: Tensor | None
     residual_norms: Tensor
     converged: bool
     num_matvecs: int
@@ -134,10 +146,11 @@ def leading_eigenpairs(
     wanted: Wanted,
     *,
     tolerance: float = 1e-4,
-    least_sum: float = 0.0,
-    give_up: bool = False,
+    trace: float | None = None,
+    give_up: GiveUp | None = None,
     max_basis: int | None = None,
     max_matvecs: int | None = None,
+    vectors: bool = True,
     generator: torch.Generator | None = None,
 ) -> RitzPairs:
     """Find leading eigenpairs by block Lanczos with full reorthogonalisation and thick restart.
@@ -150,11 +163,11 @@ def leading_eigenpairs(
         start: Starting block [n, b] (or one vector [n]); its dtype is that of the basis.
         wanted: How many leading pairs are wanted, given the Ritz values (`leading`, `holding`).
         tolerance: Residual norm of a converged pair, relative to its Ritz value.
-        least_sum: What the wanted eigenvalues are known to add up to at least: while tr T is below, nothing is checked.
-        give_up: Whether to end as soon as the growth of tr T, which only slows down, cannot reach `least_sum` within
-            `max_matvecs`.
+        trace: tr A where known, which makes forecasts better.
+        give_up: Whether to end, given how many vectors were multiplied and how many are forecast.
         max_basis: Most rows of the basis kept in memory, at least 3 blocks; n where None.
         max_matvecs: Most vectors to apply the matrix to; 10 n where None.
+        vectors: Whether Ritz vectors are wanted.
         generator: For directions that replace vanished ones; a fixed seed where None.
 
     Returns:
@@ -173,20 +186,21 @@ def leading_eigenpairs(
         )
     budget = 10 * n if max_matvecs is None else max_matvecs
     krylov = _Krylov(matvec, start, generator or torch.Generator(start.device).manual_seed(0))
-    growth = _Growth(least_sum)
     restarts, next_check, kept_before = 0, 0, 0.0
     while True:
         krylov.extend()
         exhausted = krylov.size == n  # the basis spans everything: T's eigenvalues are A's
         full = krylov.size + len(krylov.next) > capacity
-        total = float(krylov.projected.trace())
-        spent = krylov.num_matvecs >= budget or (give_up and growth.needed(krylov.num_matvecs, total) >= budget)
-        due = krylov.size >= next_check and total >= least_sum
-        if not (exhausted or full or spent or due):
+        spent = krylov.num_matvecs >= budget
+        if not (exhausted or full or spent or krylov.size >= next_check):
             continue
-        next_check = max(krylov.size + block, int(krylov.size * _CHECK_GROWTH))
         values, rotation = krylov.ritz()
         norms = krylov.residual_norms(rotation)
+        needed = None
+        if not restarts and krylov.size >= _FORECAST_BLOCKS * block:
+            needed = _forecast(n, values, norms, rotation[:block], wanted, tolerance, trace)
+            spent = spent or (give_up is not None and give_up(krylov.num_matvecs, needed))
+        next_check = _next_check(krylov.size, block, needed)
         count = min(wanted(values), n)
         floor = _ROUNDING * krylov.rounding * float(values[0].clamp(min=0))
         # Random vectors that came in on the way had time to show what they hold when the next pair is as good, too.
@@ -219,8 +233,8 @@ def leading_eigenpairs(
             krylov.restart(rotation[:, :keep], values[:keep])
             restarts, next_check, kept_before = restarts + 1, 0, kept
     count = min(count, len(values))
-    vectors = krylov.basis.T @ rotation[:, :count]
-    return RitzPairs(values[:count], vectors, norms[:count], not remedy, krylov.num_matvecs, restarts, remedy)
+    ritz_vectors = krylov.basis.T @ rotation[:, :count] if vectors else None
+    return RitzPairs(values[:count], ritz_vectors, norms[:count], not remedy, krylov.num_matvecs, restarts, remedy)
 
 
 def most_copies(values: Tensor, limits: Tensor, floor: float) -> int:
@@ -248,23 +262,26 @@ def most_copies(values: Tensor, limits: Tensor, floor: float) -> int:
     return most
 
 
-class _Growth:
-    """How tr T grew with the number of products, and how many more it takes to a target at best."""
+def _forecast(
+    n: int, values: Tensor, norms: Tensor, first_rows: Tensor, wanted: Wanted, tolerance: float, trace: float | None
+) -> int:
+    """How many vectors the wanted pairs of an n × n matrix will take, from the Ritz values of the first blocks."""
+    block = len(first_rows)
+    loose = (norms > _SINGLE * values).nonzero()
+    weights = first_rows.square().sum(0) * (n / block)
+    single = int(loose[0]) if len(loose) else len(values)
+    count = wanted(estimated_eigenvalues(values, weights, single, n, trace=trace))
+    return vectors_needed(count, block, max(tolerance, _ROUNDING * torch.finfo(values.dtype).eps))
 
-    def __init__(self, target: float) -> None:
-        self._target = target
-        self._seen: list[tuple[int, float]] = [(0, 0.0)]
 
-    def needed(self, num_matvecs: int, total: float) -> int:
-        """Number of products that may reach the target, if tr T goes on growing as it did since half of them."""
-        self._seen.append((num_matvecs, total))
-        if total >= self._target:
-            return num_matvecs
-        if len(self._seen) <= _FORECAST_BLOCKS:
-            return num_matvecs
-        before, then = next(seen for seen in reversed(self._seen) if 2 * seen[0] <= num_matvecs)
-        slope = max(total - then, 0.0) / (num_matvecs - before)
-        return num_matvecs + min(int((self._target - total) / slope) + 1 if slope > 0 else _NEVER, _NEVER)
+def _next_check(size: int, block: int, needed: int | None) -> int:
+    """The size of the basis at which T's eigenvalues are looked at next."""
+    if size < _FORECAST_BLOCKS * block:
+        return size + block
+    if needed is None:
+        return max(size + block, int(_BLIND_GROWTH * size))
+    ahead = _EARLY * needed if needed <= _FAR * size else 2 * size
+    return int(max(size + block, _CHECK_GROWTH * size, ahead))
 
 
 class _Krylov:
@@ -283,8 +300,9 @@ class _Krylov:
         self.num_matvecs = 0
         self.num_random = 0  # random vectors that the basis grew from
         self.rounding = torch.finfo(start.dtype).eps
-        self.residual = start.T
-        self.next, _ = self._orthonormal(start.T)
+        self._product = start.T
+        self._met = 0  # the first row that the next product meets
+        self.next, *_ = self._orthonormal(start.T)
         self._random_next = self._block
 
     @property
@@ -313,13 +331,21 @@ class _Krylov:
                 "lanczos: A times a finite block must be finite, got NaN or infinity. Check the matrix, or scale it."
             )
         self._scale = max(self._scale, float(torch.linalg.vector_norm(product, dim=1).max()))
-        coefficients = product @ self.basis.T  # [b, M]
-        diagonal = coefficients[:, old:]
-        self._projected[old : self.size, :old] = coefficients[:, :old]
-        self._projected[:old, old : self.size] = coefficients[:, :old].T
-        self._projected[old : self.size, old : self.size] = (diagonal + diagonal.T) / 2
-        self.residual = product - coefficients @ self.basis
-        self.next, self._factor = self._orthonormal(self.residual)
+        met, self._met = self._met, old  # the next block meets this one and itself
+        near = self.basis[met:]
+        coefficients = product @ near.T
+        residual = torch.addmm(product, coefficients, near, alpha=-1)
+        self.next, self._factor, rest = self._orthonormal(residual)
+        rest[:, met:] += coefficients
+        self._projected[old : self.size, :old] = rest[:, :old]
+        self._projected[:old, old : self.size] = rest[:, :old].T
+        self._projected[old : self.size, old : self.size] = (rest[:, old:] + rest[:, old:].T) / 2
+        self._product = product
+
+    @property
+    def residual(self) -> Tensor:
+        """What A adds to the last block beyond the basis [b, n]."""
+        return self._product - self._projected[self.size - len(self._product) : self.size, : self.size] @ self.basis
 
     def _reserve(self, size: int) -> None:
         """Make room for `size` rows, doubling, so that nothing is paid for rows that never come."""
@@ -360,7 +386,7 @@ class _Krylov:
         residuals = torch.cat([self._last(rotation), self._lost(rotation)])
         self.restart(rotation, values)
         self._dropped = residuals
-        self.next, _ = self._orthonormal(self.residual.new_zeros(self._block, self.residual.shape[1]))
+        self.next, *_ = self._orthonormal(torch.zeros_like(self._product[:1]).expand(self._block, -1))
 
     def restart(self, rotation: Tensor, values: Tensor) -> None:
         """Keep only the Ritz vectors in the columns of `rotation`; the next block stays what it is."""
@@ -369,26 +395,28 @@ class _Krylov:
         self.size = len(values)
         self._projected.zero_()
         self._projected.diagonal()[: self.size] = values
+        self._met = 0
 
-    def _orthonormal(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """An orthonormal block [b, n] that spans `residual`, and residual's factor [b, b]."""
+    def _orthonormal(self, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """An orthonormal block [b, n] beside the basis, residual's factor [b, b] and its coefficients in the basis."""
         # A vanished direction becomes a random one. The singular value decomposition tells which ones vanished; without
         # pivoting, QR could drop a live one with them.
         n = residual.shape[1]
         orthonormal, triangle = torch.linalg.qr(residual.T)
         left, sizes, right = torch.linalg.svd(triangle)
-        block = (orthonormal @ left).T
         vanished = sizes <= _ROUNDING * self.rounding * self._scale
         factor = torch.where(vanished, 0.0, sizes)[:, None] * right
         room = min(self._block, n - self.size)
         live = min(room, int(torch.count_nonzero(~vanished)))
         self._random_next = room - live
-        random = torch.randn(room - live, n, dtype=block.dtype, device=block.device, generator=self._generator)
-        block = torch.cat([block[:live], self._project_out(random)])
-        # Once more: a block that was mostly inside the basis keeps a rounding error of eps / size, which the second
-        # pass takes away.
-        block = torch.linalg.qr(self._project_out(block).T)[0].T
-        return block, factor
+        random = torch.randn(room - live, n, dtype=residual.dtype, device=residual.device, generator=self._generator)
+        block = torch.cat([(orthonormal @ left).T[:live], torch.nn.functional.normalize(random)])
+        inside = block @ self.basis.T
+        block = torch.addmm(block, inside, self.basis, alpha=-1)
+        if bool((inside.square().sum(1) > _MOSTLY_INSIDE).any()):
+            # Once more: what is left keeps a rounding error of eps / its size, which a second pass takes away.
+            block = self._project_out(torch.linalg.qr(block.T)[0].T)
+        return torch.linalg.qr(block.T)[0].T, factor, factor[:live].T @ inside[:live]
 
     def _project_out(self, block: Tensor) -> Tensor:
         """Take the basis out of a block [b, n]."""

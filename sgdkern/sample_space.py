@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.gram_pass import GramMatrix
-from sgdkern.lanczos import MatVec, holding, leading, leading_eigenpairs
+from sgdkern.lanczos import GiveUp, MatVec, holding, leading, leading_eigenpairs
 from sgdkern.streaming import StreamingGradients
 from sgdkern.tiled_gram import TiledGram
 
@@ -49,7 +49,7 @@ class Request:
         memory_bound: Bytes for K and the basis.
         max_matvecs: Most vectors multiplied, or None.
         generator: Of the random starting block.
-        give_up: Whether to end as soon as `max_matvecs` seem not to suffice, since there is another route.
+        give_up: Whether to end, given the vectors multiplied and those forecast, since there is another route.
     """
 
     energy: float
@@ -60,7 +60,7 @@ class Request:
     memory_bound: int
     max_matvecs: int | None
     generator: torch.Generator | None
-    give_up: bool = False
+    give_up: GiveUp | None = None
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,13 @@ def _moments(source: Source, gram: Tensor) -> tuple[float, float]:
 
 
 def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
-    """All eigenvalues from LAPACK, on K centred in float64."""
+    """All eigenvalues from LAPACK in the dtype of the factors, on K centred in float64."""
     n, gram = G.num_samples, G.gram()
     row_means = gram.mean(1, dtype=torch.float64)
-    centred = (gram.double() - row_means - row_means[:, None] + row_means.mean()) / n
+    centred = gram.to(torch.float64, copy=True)
+    centred.sub_(row_means).sub_(row_means[:, None]).add_(row_means.mean()).div_(n)
+    # K was rounded to its own dtype before: LAPACK adds no more than that again, in half of the time.
+    centred = centred.to(torch.promote_types(gram.dtype, torch.float32))
     trace = _trace(G, float(gram.diagonal().mean(dtype=torch.float64)), float(row_means.mean()))
     count = min(*G.shape, request.num_eigenvalues or n)
     vectors = None
@@ -133,9 +136,9 @@ def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
         vectors = rotation.flip(1)[:, :count]
     else:
         values = torch.linalg.eigvalsh(centred)
-    values = values.flip(0).clamp(min=0)
+    values = values.double().flip(0).clamp(min=0)
     # LAPACK is backward stable: eigenvalues are off by a modest multiple of ε ‖Σ‖, taken as √N; K was rounded once
-    error = math.sqrt(n) * torch.finfo(torch.float64).eps + torch.finfo(gram.dtype).eps
+    error = math.sqrt(n) * torch.finfo(centred.dtype).eps + torch.finfo(gram.dtype).eps
     norms = torch.full_like(values, float(values[0]) * error)
     return EigenPairs(values[:count], vectors, norms[:count], trace, float(values.square().sum()), 0, "")
 
@@ -187,26 +190,26 @@ def _lanczos(
     generator = request.generator or torch.Generator(source.device).manual_seed(0)
     start = torch.randn(length, block, dtype=torch.float64, device=source.device, generator=generator)
     if request.num_eigenvalues is None:
-        least = request.energy * (1 - rounding(source)) * trace
-        wanted = holding(least)
+        wanted = holding(request.energy * (1 - rounding(source)) * trace)
     else:
-        least, wanted = 0.0, leading(min(request.num_eigenvalues, most))
+        wanted = leading(min(request.num_eigenvalues, most))
     pairs = leading_eigenpairs(
         matvec,
         start,
         wanted,
         tolerance=request.tolerance,
-        least_sum=least,
+        trace=trace,
         give_up=request.give_up,
         max_basis=capacity,
         max_matvecs=request.max_matvecs,
+        vectors=request.vectors,
         generator=generator,
     )
     count = min(len(pairs.values), most)
     values = pairs.values[:count].clamp(min=0)
     # the products are exact to a rounding of the factors' dtype only, whatever Lanczos makes of them
     norms = pairs.residual_norms[:count] + torch.finfo(source.dtype).eps * values[:1].sum()
-    vectors = pairs.vectors[:, :count] if request.vectors else None
+    vectors = None if pairs.vectors is None else pairs.vectors[:, :count]
     return EigenPairs(values, vectors, norms, trace, second, pairs.num_matvecs, pairs.remedy)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +15,20 @@ from sgdkern import sample_space
 from sgdkern.gram_pass import GramMatrix
 from sgdkern.order_parameters.moments import noise_factor
 from sgdkern.sample_space import EigenPairs, Request, Source
+from sgdkern.spectral_density import vectors_needed
 from sgdkern.streaming import StreamingGradients
 from sgdkern.tiled_gram import TiledGram
 
 # Vectors multiplied at once: one read of K, or one pass over a stream, serves them all; more of them need a larger
 # basis for the same eigenvalues. Measured, see docs/spectrum.md.
 _BLOCK = 16
-# Up to this N, LAPACK on the whole matrix (N³) is faster than an iteration to a share of the trace; up to half of it,
-# faster than one to a number of eigenvalues of at most N / 20. Measured, see docs/spectrum.md.
-_LAPACK_SAMPLES = 1024
-_LAPACK_NUMBER = 20
-# Lanczos on the stored K with a basis of N / 5 costs about what LAPACK does on the whole; measured there too.
-_LAPACK_SHARE = 5
-# Basis vectors that a 90 % spectrum takes, where nothing is known beforehand (D_s is 80 to 160 in the paper's networks,
-# times two).
-_TYPICAL_BASIS = 300
+# Up to this N, LAPACK on the whole matrix (N³) is faster than to find out whether an iteration to a share of the trace
+# is; up to the second one, faster than one to a number of eigenvalues. Measured, see docs/spectrum.md.
+_LAPACK_SAMPLES, _LAPACK_SAMPLES_A_NUMBER = 1280, 512
+# A basis of x N on the stored K costs (1.5 x + 7 x²) times what LAPACK does on the whole; measured there too.
+_LANCZOS_COST = (1.5, 7.0)
+# D_s where nothing is known beforehand: 80 to 160 in the paper's networks.
+_TYPICAL_DIMENSION = 100
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _check(G: Source, batch_size: int | None, energy: float, num_eigenvalues: in
 def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str, str]:
     """The route and the reason."""
     n = G.num_samples
-    whole = _prefers_lapack(n, request.num_eigenvalues) and _gram_bytes(G, whole=True) <= request.memory_bound
+    whole = _prefers_lapack(n, request) and _gram_bytes(G, whole=True) <= request.memory_bound
     # A stream's factors are gathered.
     gram_bytes = _gram_bytes(G, whole=whole) + (G.factor_bytes if isinstance(G, StreamingGradients) else 0)
     if isinstance(G, GramMatrix):
@@ -205,18 +205,23 @@ def _route(G: Source, method: str, request: Request, scratch: bool) -> tuple[str
     # A block of b vectors costs two passes over the data in sample space and one in parameter space, a pass about 2 N P
     # multiplications where factors are recomputed; against it stands the orthogonalisation, M b (P − N) more in
     # parameter space for a basis of M, which also has to fit.
-    basis = request.max_matvecs or max(_TYPICAL_BASIS, 2 * (request.num_eigenvalues or 0))
+    basis = request.max_matvecs or _needed(request.num_eigenvalues or _TYPICAL_DIMENSION, request)
     roomy = sample_space.max_basis(G.num_params, request.block, request.memory_bound) >= basis
     if roomy and basis * request.block * (G.num_params - n) <= 2 * n * G.num_params:
         return "lanczos parameters", f"{why}; in parameter space, one pass over the data a block of vectors"
     return "lanczos samples", f"{why}; in sample space, two passes over the data a block of vectors"
 
 
-def _prefers_lapack(n: int, num_eigenvalues: int | None) -> bool:
+def _prefers_lapack(n: int, request: Request) -> bool:
     """Whether all eigenvalues of a stored matrix are found sooner than the wanted ones."""
-    if num_eigenvalues is None:
+    if request.num_eigenvalues is None:
         return n <= _LAPACK_SAMPLES
-    return n <= _LAPACK_SAMPLES // 2 or num_eigenvalues > n // _LAPACK_NUMBER
+    return n <= _LAPACK_SAMPLES_A_NUMBER or _dearer_than_lapack(n, 0, _needed(request.num_eigenvalues, request))
+
+
+def _needed(count: int, request: Request) -> int:
+    """How many vectors an iteration to so many eigenvalues takes."""
+    return vectors_needed(count, request.block, max(request.tolerance, torch.finfo(torch.float64).eps))
 
 
 def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLike[str] | None) -> EigenPairs:
@@ -230,13 +235,18 @@ def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLik
     together = G.gathered() if isinstance(G, StreamingGradients) else G
     if route == "gram whole":
         return sample_space.whole_gram(together, request)
-    # A broad spectrum needs a basis that costs more than LAPACK: when a fifth of N vectors are not enough, or seem not
-    # to be after a few blocks, the matrix is diagonalised whole, if its float64 form fits.
-    n = G.num_samples
+    # A broad spectrum needs a basis that costs more than LAPACK: where what is left to do seems to, the matrix is
+    # diagonalised whole, if its float64 form fits.
     if request.max_matvecs is None and _gram_bytes(G, whole=True) <= request.memory_bound:
-        request = dataclasses.replace(request, max_matvecs=n // _LAPACK_SHARE, give_up=True)
+        request = dataclasses.replace(request, give_up=functools.partial(_dearer_than_lapack, G.num_samples))
     found = sample_space.stored_gram(together, together.gram(), request)
     return sample_space.whole_gram(together, request) if found.remedy and request.give_up else found
+
+
+def _dearer_than_lapack(n: int, spent: int, needed: int) -> bool:
+    """Whether the iteration from the vectors spent to those needed costs more than LAPACK on N × N."""
+    linear, square = _LANCZOS_COST
+    return linear * (needed - spent) / n + square * (needed**2 - spent**2) / n**2 > 1
 
 
 def _gram_bytes(G: Source, *, whole: bool) -> int:

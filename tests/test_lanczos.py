@@ -201,17 +201,39 @@ def test_a_spent_budget_is_said() -> None:
     assert "max_matvecs" in pairs.remedy
 
 
-def test_a_sum_known_to_be_needed_saves_checks_and_ends_a_hopeless_run() -> None:
+def test_the_forecast_of_what_is_needed_comes_early_and_is_near() -> None:
+    # A power law like those of networks: 90 % of the trace lies in 60 of 800 eigenvalues.
+    matrix, eigenvalues = prescribed(np.arange(1, 801) ** -1.5 + 1e-4)
+    wanted = holding(0.9 * float(eigenvalues.sum()))
+    forecasts: list[tuple[int, int]] = []
+
+    def noted(spent: int, needed: int) -> bool:
+        forecasts.append((spent, needed))
+        return False
+
+    trace = float(eigenvalues.sum())
+    pairs = leading_eigenpairs(
+        lambda u: matrix @ u, start_block(800, 8), wanted, trace=trace, give_up=noted, vectors=False
+    )
+    assert pairs.converged
+    assert pairs.vectors is None
+    assert forecasts[0][0] == 6 * 8
+    assert all(0.75 <= needed / pairs.num_matvecs <= 1.33 for _, needed in forecasts)
+
+
+def test_a_hopeless_run_is_given_up() -> None:
     matrix, eigenvalues = prescribed(SPECTRA["linear"])
-    least = 0.9 * float(eigenvalues.sum())
-    start = start_block(120, 2)
-    full = leading_eigenpairs(lambda u: matrix @ u, start, holding(least), least_sum=least)
-    assert full.converged
-    assert len(full.values) == len(leading_eigenpairs(lambda u: matrix @ u, start, holding(least)).values)
-    options = {"least_sum": least, "give_up": True, "max_matvecs": 60}
-    hopeless = leading_eigenpairs(lambda u: matrix @ u, start, holding(least), **options)
-    assert not hopeless.converged
-    assert hopeless.num_matvecs <= 30
+    total = float(eigenvalues.sum())
+    pairs = leading_eigenpairs(
+        lambda u: matrix @ u,
+        start_block(120, 2),
+        holding(0.9 * total),
+        trace=total,
+        give_up=lambda spent, needed: needed - spent > 60,
+    )
+    assert not pairs.converged
+    assert pairs.num_matvecs == 12
+    assert pairs.remedy
 
 
 def test_repeats_bit_for_bit() -> None:

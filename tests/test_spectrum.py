@@ -41,6 +41,7 @@ def effective_dimension(G: Tensor, energy: float = 0.9) -> int:
 def iterate_from_30(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanczos on the stored K already at small N."""
     monkeypatch.setattr(spectrum_module, "_LAPACK_SAMPLES", 30)
+    monkeypatch.setattr(spectrum_module, "_LAPACK_SAMPLES_A_NUMBER", 30)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
