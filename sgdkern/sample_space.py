@@ -93,20 +93,45 @@ def rounding(source: Source) -> float:
     return 32 * torch.finfo(source.dtype).eps
 
 
-def _trace(source: Source, mean_squared_norm: float, directed: float) -> float:
-    """Tr Σ = mean ‖g_n‖² − ‖ḡ‖²; zero where it drowns in the rounding of the two."""
-    difference = mean_squared_norm - directed
-    return difference if difference > rounding(source) * mean_squared_norm else 0.0
+@dataclass(frozen=True)
+class _Moments:
+    """What is known of Σ before any of its eigenvalues: mean ‖g_n‖², ‖ḡ‖², and tr Σ² where K was formed."""
+
+    source: Source
+    mean_squared_norm: float
+    directed: float
+    second: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.mean_squared_norm):
+            raise ValueError(
+                "noise_spectrum: the gradients must be finite, got NaN or infinity. Which samples are it?"
+                " G.squared_norms() shows them; leave them out, or scale the loss."
+            )
+
+    @property
+    def trace(self) -> float:
+        """Tr Σ = mean ‖g_n‖² − ‖ḡ‖²; zero where it drowns in the rounding of the two."""
+        difference = self.mean_squared_norm - self.directed
+        return difference if difference > rounding(self.source) * self.mean_squared_norm else 0.0
+
+    def bounded(self, values: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and how far they may be off, given how far an algorithm without rounding would be."""
+        if self.trace == 0:  # none of them is above what drowned
+            return torch.zeros_like(values), torch.full_like(norms, rounding(self.source) * self.mean_squared_norm)
+        # K, or a product with it, is exact to a rounding of what stands in it: ‖K‖ / N ≤ λ_1 + ‖ḡ‖².
+        error = torch.finfo(self.source.dtype).eps * (float(values[0]) + self.directed)
+        return values.clamp(min=0), norms + error
 
 
-def trace_by_passes(source: Source) -> float:
-    """Tr Σ from the per-sample norms and the mean gradient."""
+def _moments_by_passes(source: Source) -> _Moments:
+    """From the per-sample norms and the mean gradient."""
     mean = source.mean().double()
-    return _trace(source, float(source.squared_norms().mean(dtype=torch.float64)), float(mean @ mean))
+    return _Moments(source, float(source.squared_norms().mean(dtype=torch.float64)), float(mean @ mean))
 
 
-def _moments(source: Source, gram: Tensor) -> tuple[float, float]:
-    """Tr Σ and tr Σ² from K, in float64 and some rows at a time so that no second K is made."""
+def _moments(source: Source, gram: Tensor) -> _Moments:
+    """From K, in float64 and some rows at a time so that no second K is made."""
     n = source.num_samples
     means, squares = [], 0.0
     for rows in gram.split(256):
@@ -117,7 +142,7 @@ def _moments(source: Source, gram: Tensor) -> tuple[float, float]:
     mean = float(row_means.mean())
     # ‖H K H‖² = ‖K‖² − 2 N ‖row means‖² + N² mean².
     second = (squares - 2 * n * float(row_means @ row_means)) / n**2 + mean**2
-    return _trace(source, float(gram.diagonal().mean(dtype=torch.float64)), mean), second
+    return _Moments(source, float(gram.diagonal().mean(dtype=torch.float64)), mean, second)
 
 
 def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
@@ -128,7 +153,7 @@ def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
     centred.sub_(row_means).sub_(row_means[:, None]).add_(row_means.mean()).div_(n)
     # K was rounded to its own dtype before: LAPACK adds no more than that again, in half of the time.
     centred = centred.to(torch.promote_types(gram.dtype, torch.float32))
-    trace = _trace(G, float(gram.diagonal().mean(dtype=torch.float64)), float(row_means.mean()))
+    moments = _Moments(G, float(gram.diagonal().mean(dtype=torch.float64)), float(row_means.mean()))
     count = min(*G.shape, request.num_eigenvalues or n)
     vectors = None
     if request.vectors:
@@ -136,35 +161,33 @@ def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
         vectors = rotation.flip(1)[:, :count]
     else:
         values = torch.linalg.eigvalsh(centred)
-    values = values.double().flip(0).clamp(min=0)
-    # LAPACK is backward stable: eigenvalues are off by a modest multiple of ε ‖Σ‖, taken as √N; K was rounded once
-    error = math.sqrt(n) * torch.finfo(centred.dtype).eps + torch.finfo(gram.dtype).eps
-    norms = torch.full_like(values, float(values[0]) * error)
-    return EigenPairs(values[:count], vectors, norms[:count], trace, float(values.square().sum()), 0, "")
+    values = values.double().flip(0)
+    # LAPACK is backward stable: eigenvalues are off by a modest multiple of ε ‖Σ‖, taken as √N
+    norms = torch.full_like(values, float(values[0]) * math.sqrt(n) * torch.finfo(centred.dtype).eps)
+    values, norms = moments.bounded(values, norms)
+    return EigenPairs(values[:count], vectors, norms[:count], moments.trace, float(values.square().sum()), 0, "")
 
 
 def stored_gram(source: Source, gram: Tensor | TiledGram, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos on K, [N, N] in memory or tiles in a file."""
-    trace, second = _moments(source, gram) if isinstance(gram, Tensor) else (trace_by_passes(source), None)
-    return _sample_vectors(source, lambda u: gram @ u.to(source.dtype), trace, second, request)
+    moments = _moments(source, gram) if isinstance(gram, Tensor) else _moments_by_passes(source)
+    return _sample_vectors(source, lambda u: gram @ u.to(source.dtype), moments, request)
 
 
 def sample_vectors(source: Source, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos in sample space, K never formed."""
-    return _sample_vectors(source, _products(source), trace_by_passes(source), None, request)
+    return _sample_vectors(source, _products(source), _moments_by_passes(source), request)
 
 
 def param_vectors(source: Source, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos on Σ in parameter space."""
-    trace = trace_by_passes(source)
+    moments = _moments_by_passes(source)
     matvec = lambda v: source.covariance_matvec(v.to(source.dtype))  # noqa: E731
-    pairs = _lanczos(source, matvec, source.num_params, trace, None, request)
+    pairs = _lanczos(source, matvec, source.num_params, moments, request)
     return dataclasses.replace(pairs, of_parameters=True)
 
 
-def _sample_vectors(
-    source: Source, gram_matvec: MatVec, trace: float, second: float | None, request: Request
-) -> EigenPairs:
+def _sample_vectors(source: Source, gram_matvec: MatVec, moments: _Moments, request: Request) -> EigenPairs:
     """Lanczos on H K H / N, given u → K u."""
     n = source.num_samples
 
@@ -172,12 +195,10 @@ def _sample_vectors(
         products = gram_matvec(block - block.mean(0)).double()
         return (products - products.mean(0)) / n
 
-    return _lanczos(source, centred, n, trace, second, request)
+    return _lanczos(source, centred, n, moments, request)
 
 
-def _lanczos(
-    source: Source, matvec: MatVec, length: int, trace: float, second: float | None, request: Request
-) -> EigenPairs:
+def _lanczos(source: Source, matvec: MatVec, length: int, moments: _Moments, request: Request) -> EigenPairs:
     """Leading eigenpairs of a matrix with the spectrum of Σ that acts on vectors of this length."""
     most, block = min(source.shape), min(request.block, length)
     capacity, fewest = max_basis(length, block, request.memory_bound), min(length, 3 * block)
@@ -190,7 +211,7 @@ def _lanczos(
     generator = request.generator or torch.Generator(source.device).manual_seed(0)
     start = torch.randn(length, block, dtype=torch.float64, device=source.device, generator=generator)
     if request.num_eigenvalues is None:
-        wanted = holding(request.energy * (1 - rounding(source)) * trace)
+        wanted = holding(request.energy * (1 - rounding(source)) * moments.trace)
     else:
         wanted = leading(min(request.num_eigenvalues, most))
     pairs = leading_eigenpairs(
@@ -198,7 +219,7 @@ def _lanczos(
         start,
         wanted,
         tolerance=request.tolerance,
-        trace=trace,
+        trace=moments.trace,
         give_up=request.give_up,
         max_basis=capacity,
         max_matvecs=request.max_matvecs,
@@ -206,11 +227,9 @@ def _lanczos(
         generator=generator,
     )
     count = min(len(pairs.values), most)
-    values = pairs.values[:count].clamp(min=0)
-    # the products are exact to a rounding of the factors' dtype only, whatever Lanczos makes of them
-    norms = pairs.residual_norms[:count] + torch.finfo(source.dtype).eps * values[:1].sum()
+    values, norms = moments.bounded(pairs.values[:count], pairs.residual_norms[:count])
     vectors = None if pairs.vectors is None else pairs.vectors[:, :count]
-    return EigenPairs(values, vectors, norms, trace, second, pairs.num_matvecs, pairs.remedy)
+    return EigenPairs(values, vectors, norms, moments.trace, moments.second, pairs.num_matvecs, pairs.remedy)
 
 
 def max_basis(length: int, block: int, memory_bound: int) -> int:

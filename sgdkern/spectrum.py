@@ -115,7 +115,8 @@ def noise_spectrum(
         The spectrum.
 
     Raises:
-        ValueError: An argument is out of range, or the memory bound is too small for the method.
+        ValueError: An argument is out of range, a gradient is not finite, or the memory bound is too small for the
+            method.
         RuntimeError: Not converged, with `strict`.
 
     Reference:
@@ -128,7 +129,11 @@ def noise_spectrum(
         >>> spectrum.effective_dimension
         2
     """
-    _check(G, batch_size, energy, num_eigenvalues, method)
+    _check(G, batch_size, energy, method)
+    counts = {"block_size": block_size, "num_passes": num_passes, "max_matvecs": max_matvecs}
+    _check_counts({"num_eigenvalues": num_eigenvalues} | counts)
+    if not tolerance >= 0:
+        raise ValueError(f"noise_spectrum: tolerance must be at least 0, got {tolerance}. 1e-4 is the default.")
     if method == "randomised":
         # Half as many vectors again as are wanted is the usual oversampling (Halko, Martinsson and Tropp 2011, §4.3).
         block_size = min(block_size or (num_eigenvalues or 85) * 3 // 2, *G.shape)
@@ -149,7 +154,14 @@ def noise_spectrum(
     return result
 
 
-def _check(G: Source, batch_size: int | None, energy: float, num_eigenvalues: int | None, method: str) -> None:
+def _check_counts(counts: dict[str, int | None]) -> None:
+    """Refuse what counts nothing."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"noise_spectrum: {name} must be at least 1, got {count}. Leave it out for the default.")
+
+
+def _check(G: Source, batch_size: int | None, energy: float, method: str) -> None:
     """Refuse what a user can get wrong."""
     if G.num_samples < 1:
         raise ValueError("noise_spectrum: at least one sample is needed, got none. Is the batch empty?")
@@ -160,10 +172,6 @@ def _check(G: Source, batch_size: int | None, energy: float, num_eigenvalues: in
         )
     if not 0 < energy <= 1:
         raise ValueError(f"noise_spectrum: energy must be in (0, 1], got {energy}. It is a share: 0.9 is 90 %.")
-    if num_eigenvalues is not None and num_eigenvalues < 1:
-        raise ValueError(
-            f"noise_spectrum: num_eigenvalues must be at least 1, got {num_eigenvalues}. Or ask for energy=."
-        )
     if method not in {"auto", "gram", "lanczos", "randomised"}:
         raise ValueError(
             f'noise_spectrum: method must be "auto", "gram", "lanczos" or "randomised", got {method!r}. Use "auto".'

@@ -35,8 +35,8 @@ class StreamingGradients:
     """Per-sample gradients of all samples of a data loader, never in memory together.
 
     The loader must give the same batches in the same order every time it is walked through: no shuffling, no random
-    augmentation. A pass that meets other losses than the first one did is an error. Sample n is the n-th that the
-    loader gives.
+    augmentation. A pass that meets other data or losses than the first one did is an error. Sample n is the n-th that
+    the loader gives.
 
     Args:
         model: As for `per_sample_gradients`; it must not change while the stream is in use.
@@ -89,6 +89,7 @@ class StreamingGradients:
         self._store = store(cache, memory_bound // 2)
         self._progress = progress
         self._survey: _Survey | None = None
+        self._marks: list[Tensor] = []  # of every chunk, what its data were recognised by
         self.num_passes = 0
 
     @property
@@ -146,7 +147,7 @@ class StreamingGradients:
             The chunks.
 
         Raises:
-            ValueError: The losses are not those of the first pass.
+            ValueError: The data or the losses are not those of the first pass.
         """
         survey, done = self._surveyed, 0
         kept = len(self._store) == survey.num_chunks
@@ -257,6 +258,7 @@ class StreamingGradients:
         """What the first pass tells."""
         if self._survey is None:
             self._store.clear()
+            self._marks.clear()
             losses, norms, total, size, chunk = [], [], None, 0, None
             for chunk in self._counted(self._fresh(), None):
                 losses.append(chunk.losses)
@@ -297,10 +299,23 @@ class StreamingGradients:
             for part in self._parts(batch):
                 chunk = self._store.get(index)
                 if chunk is None:
+                    self._recognise(index, part)
                     chunk = self._capture(pytree.tree_map(self._moved, part))  # type: ignore[no-untyped-call]
                     self._store.put(index, chunk)
                 index += 1
                 yield chunk
+
+    def _recognise(self, index: int, part: Any) -> None:
+        """Refuse data that are not those of the first pass: losses may agree where samples do not."""
+        mark = _mark(part)
+        if index >= len(self._marks):
+            if self._survey is not None:
+                raise self._changed(f"more than {len(self._marks)} chunks")
+            self._marks.append(mark)
+        elif mark.shape != self._marks[index].shape or not torch.allclose(
+            mark, self._marks[index], rtol=1e-4, atol=1e-6 * float(mark.abs().max()), equal_nan=True
+        ):
+            raise self._changed(f"other data in chunk {index}")
 
     def _moved(self, leaf: Any) -> Any:
         """A tensor on the model's device."""
@@ -312,6 +327,19 @@ class StreamingGradients:
         step = self._chunk_size or size
         for start in range(0, size, step):
             yield batch if step >= size else taken(batch, torch.arange(start, min(start + step, size)))
+
+
+def _mark(part: Any) -> Tensor:
+    """A few numbers a sample that change with its data and with their order, float64."""
+    marks = [torch.zeros(1, dtype=torch.float64)]
+    for leaf in pytree.tree_leaves(part):
+        if isinstance(leaf, Tensor) and leaf.numel() and leaf.ndim:
+            rows = leaf.detach().reshape(len(leaf), -1)
+            # Weights that differ, since a picture that was mirrored has the same sum.
+            weights = torch.arange(rows.shape[1], device=leaf.device).cos()
+            found = rows @ weights.to(leaf.dtype) if leaf.is_floating_point() else rows.sum(1, dtype=torch.float64)
+            marks.append(found.double().cpu())
+    return torch.cat(marks)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,27 @@ class TestEdges:
         assert found.effective_dimension is None
         assert found.converged
 
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_gradients_that_are_not_finite_are_refused(self, method: str, bad: float) -> None:
+        G = rows(20, 30)
+        G[3, 4] = bad
+        with pytest.raises(ValueError, match="finite"):
+            noise_spectrum(GradientMatrix.from_dense(G), method=method)
+
+    @pytest.mark.parametrize("mean", [30.0, 1e4])
+    def test_a_mean_that_drowns_the_noise_widens_the_bounds(self, method: str, mean: float) -> None:
+        # In float32 the squares of gradients of length 1e4 hide noise of length 1 whole: nothing is claimed of it.
+        G = rows(40, 60, decay=0)
+        truth, trace = dense_spectrum(G)
+        found = noise_spectrum(GradientMatrix.from_dense((G + mean).float()), method=method)
+        error = np.abs(found.eigenvalues.numpy() - truth[: len(found.eigenvalues)])
+        assert (error <= found.residual_norms.numpy() + 1e-6 * truth[0]).all()
+        if mean == 1e4:
+            assert found.trace == found.effective_dimension == 0
+            assert not found.eigenvalues.any()
+        else:
+            assert found.trace == pytest.approx(trace, rel=0.01)
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_shape_numbers(method: str) -> None:
@@ -252,6 +273,10 @@ def test_results_repeat_and_are_frozen() -> None:
         ({"energy": 1.5}, "energy"),
         ({"num_eigenvalues": 0}, "num_eigenvalues"),
         ({"method": "qr"}, "method"),
+        ({"block_size": 0}, "block_size"),
+        ({"num_passes": 0}, "num_passes"),
+        ({"max_matvecs": 0}, "max_matvecs"),
+        ({"tolerance": float("nan")}, "tolerance"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, object], message: str) -> None:

@@ -168,6 +168,46 @@ def test_a_shuffling_loader_is_found_out(model: nn.Module, data: TensorDataset) 
         stream.matvec(stream.mean())
 
 
+def test_a_shuffling_loader_is_found_out_where_all_losses_are_equal(data: TensorDataset) -> None:
+    # A last layer that starts at zero: every loss is log 5, and the gradients differ.
+    model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 5)).double()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20, shuffle=True))
+    with pytest.raises(ValueError, match="shuffle=False"):
+        stream.rmatvec(torch.ones(N, dtype=torch.float64))
+
+
+def test_random_mirroring_is_found_out_where_all_losses_are_equal(data: TensorDataset) -> None:
+    model = nn.Linear(12, 5).double()
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+
+    class Mirrored:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            inputs, targets = data.tensors
+            yield (inputs if self.passes == 1 else inputs.flip(1)), targets
+
+    with pytest.raises(ValueError, match="augmentation"):
+        StreamingGradients(model, LOSS, Mirrored()).rmatvec(torch.ones(N, dtype=torch.float64))
+
+
+def test_the_order_of_integers_is_recognised_too() -> None:
+    model = nn.Sequential(nn.Embedding(30, 4), nn.Flatten(), nn.Linear(12, 5))
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randint(0, 30, (40, 3), generator=generator), torch.arange(40) % 5)
+    steady = StreamingGradients(model, LOSS, DataLoader(data, batch_size=16, drop_last=True))
+    assert steady.rmatvec(torch.ones(32)).shape == (steady.num_params,)
+    shuffled = StreamingGradients(model, LOSS, DataLoader(data, batch_size=16, shuffle=True, drop_last=True))
+    with pytest.raises(ValueError, match="shuffle=False"):
+        shuffled.rmatvec(torch.ones(32))
+
+
 def test_a_shuffling_loader_is_harmless_once_cached(model: nn.Module, data: TensorDataset) -> None:
     loader = DataLoader(data, batch_size=20, shuffle=True, generator=torch.Generator().manual_seed(0))
     stream = StreamingGradients(model, LOSS, loader, cache="memory")
