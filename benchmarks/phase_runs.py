@@ -144,7 +144,7 @@ def _confirmation() -> list[Run]:
 
 
 def _further_development() -> list[Run]:
-    """Where the verdicts' numbers lay close: nothing but noise to learn, and images that are hardly learned."""
+    """Where the verdicts' numbers lay close, then kinds of runs at which the second judgement failed."""
     run = Run("further", seed=350, afterwards=1.6, epochs=200)
     tanh = replace(run, activation="tanh", init="xavier")
     cifar = replace(
@@ -158,7 +158,20 @@ def _further_development() -> list[Run]:
         replace(cifar, rate=0.0),
         replace(cifar, rate=0.0, model="mlp", hidden=(100,)),
         replace(run, noise="pair", rate=0.4, batch_size=100, lr=0.3, epochs=600, seed=353),
-    ]
+        *[replace(run, model="cnn", hidden=(16, 32), rate=rate, seed=361) for rate in (0.4, 0.6)],
+        *[
+            replace(
+                cifar, model="mlp", hidden=(100,), train_samples=5000, lr=0.1, epochs=150, measurements=48, rate=rate,
+                seed=362,
+            )
+            for rate in (0.2, 0.6, 0.9)
+        ],
+        *[replace(run, hidden=(72,), noise="pair", lr=0.05, epochs=350, rate=rate, seed=363) for rate in (0.2, 0.4)],
+        replace(
+            cifar, train_samples=1500, batch_size=25, momentum=0.9, lr=0.003, rate=0.3, epochs=150, measurements=48,
+            seed=364,
+        ),
+    ]  # fmt: skip
 
 
 def _second() -> list[Run]:

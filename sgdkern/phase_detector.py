@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from sgdkern.history import History, Record
-from sgdkern.phase_dates import Dates, has_lasted, level_dates, trained_step
-from sgdkern.phase_judgement import judge, learning_order_of
+from sgdkern.phase_dates import trained_step
+from sgdkern.phase_judgement import learning_order_of
 from sgdkern.phases import FOUR, TWO, label_phases
 
 # How far the label of the finished run may lie from an event's date, as a factor in steps: nine of ten development runs
 # kept to it (docs/phases.md, "The alarm").
-_WITHIN = {"II": 4.0, "III": 2.5, "IV": 1.25, "exploration": 2.0}
+_WITHIN = {"II": 4.0, "III": 1.5, "IV": 1.25, "exploration": 2.0}
 
 # A change is announced when so many records in a row show it: one record alone is often noise. A pause in learning can
 # look like the beginning of phase II for longer, and nothing is lost by telling that one later.
@@ -98,22 +98,17 @@ class PhaseDetector:
         return PhaseEvent(self.phase, int(step), record.step, _ADVICE[self.phase], _WITHIN[self.phase])
 
     def _leaves_first(self) -> tuple[str, float] | None:
-        phases = label_phases(self._history)
         if learning_order_of(self._history) is None:
             # Order parameters alone tell phase II from exploration only when phase III has ended it.
-            return ("III", phases.t23) if phases.verdict == FOUR and phases.t23 is not None else None
+            return self._leaves_second()
+        phases = label_phases(self._history)
         if phases.t12 is None:
             return None
         return ("exploration" if phases.verdict == TWO else "II"), phases.t12
 
     def _leaves_second(self) -> tuple[str, float] | None:
-        order = learning_order_of(self._history)
-        witness = level_dates(self._history, order)
-        if order is None or witness is None:
-            return None
-        found = judge(self._history, order, witness)
-        lasted = has_lasted(self._history, Dates(found.t12, found.t23, np.inf))
-        return ("III", found.t23) if found.wrong and not found.weak and lasted else None
+        phases = label_phases(self._history)
+        return ("III", phases.t23) if phases.verdict == FOUR and phases.t23 is not None else None
 
     def _leaves_third(self) -> tuple[str, float] | None:
         step = trained_step(self._history, learning_order_of(self._history))

@@ -8,12 +8,16 @@ import numpy as np
 
 from sgdkern.history import History
 from sgdkern.learning_order import Division, LearningOrder
-from sgdkern.phase_dates import Dates, date_by_division, first_scored_step
+from sgdkern.phase_dates import Dates, date_by_division, epoch_steps, first_scored_step
 
 # What tells the verdicts apart on the development runs (docs/phases.md, "Verdicts").
 _CONTRADICTION = 0.26  # strength times steadiness; clean digits and MNIST: at most .22, wrong labels: at least .32
 _HARD_SHARE, _WORSE_THAN_CHANCE = 0.45, 0.335  # clean CIFAR-10: at most .32; with wrong labels: at least .35
-_STEADINESS, _WEAK_EXCESS = 0.46, 0.15  # rate .9: at most .43 and .11; rates up to .7: at least .49, or more excess
+# Evidence that the network had learned something that holds beyond its samples: steadiness, plus the excess over the
+# most frequent label, plus what it fitted within half an epoch, when half of the labels had not been seen. Rate .9: at
+# most .84; rates up to .7: at least .92 (docs/decisions/0037).
+_AT_CENTRE, _EARLY, _LEARNED = 3.0, 5.0, 0.88
+_UNSEEN = 0.5  # epochs
 EXCESS = 0.05
 # How often t_c is placed anew by the dates that it led to. The first, by the levels of σ_λ², is early on images that
 # the network cannot learn; a third time gains nothing.
@@ -72,9 +76,16 @@ def judge(history: History, order: LearningOrder, witness: Dates) -> Judgement:
         t23=dates.t23,
         share=share,
         wrong=_wrong_rather_than_hard(history, order, division, share),
-        weak=excess < EXCESS or (excess < _WEAK_EXCESS and division.steadiness < _STEADINESS),
+        weak=excess < EXCESS
+        or division.steadiness + _AT_CENTRE * excess + _EARLY * _early_excess(history, order, majority) < _LEARNED,
         majority=majority,
     )
+
+
+def _early_excess(history: History, order: LearningOrder, majority: float) -> float:
+    """Largest share of labels fitted within half an epoch, over the most frequent label: none of it is memorised."""
+    early = order.steps <= _UNSEEN * epoch_steps(history)
+    return max(0.0, float((1.0 - order.training_error[early]).max(initial=0.0)) - majority)
 
 
 def _wrong_rather_than_hard(history: History, order: LearningOrder, division: Division, share: float) -> bool:

@@ -39,7 +39,6 @@ Groups = Literal["auto", "blind", "none", "given"]
 FOUR, TWO, NO_PHASE_II, NOT_ENOUGH = "four phases", "two phases", "no phase II", "not enough of a run"
 _NAMES = {FOUR: ("I", "II", "III", "IV"), NOT_ENOUGH: ("I", "II"), TWO: ("fast", "exploration"), NO_PHASE_II: ()}
 
-_BEGUN = 0.3  # share memorised at the end from which phase III is under way
 _FITTED = 0.2  # training error under which a network that has not generalised has memorised
 _SETTLED = 3.0  # the exploration phase has shown itself after as many times the steps of the fast phase
 _RISE = 1.15  # of A from phase II to III; clean data: at most 1.0
@@ -136,7 +135,6 @@ def label_phases(history: History, *, groups: Groups = "auto") -> Phases:
 def _by_blind_groups(history: History, order: LearningOrder, witness: Dates) -> Phases:
     """Divide the samples at the t_c of σ_λ², judge the division, date the phases by it."""
     found = judge(history, order, witness)
-    memorised = float(found.division.memorised[-1])
     left = float(running_median(order.training_error, 5).min())
     if 1.0 - left - found.majority < EXCESS:
         return Phases(verdict=NOT_ENOUGH, reason="the network has not yet learned more than the most frequent label.")
@@ -151,12 +149,13 @@ def _by_blind_groups(history: History, order: LearningOrder, witness: Dates) -> 
     if not found.wrong:
         return _two_phases(history, order.training_error, order.steps, witness)
     dates = Dates(found.t12, found.t23, np.inf)
-    if memorised >= _BEGUN and (left <= NEARLY_TRAINED or has_lasted(history, dates)):
+    if np.isfinite(found.t23) and (left <= NEARLY_TRAINED or has_lasted(history, dates)):
         reason = f"the network contradicts {found.share:.0%} of the labels for a time and then memorises them."
         return _assemble(history, Dates(found.t12, found.t23, trained_step(history, order)), FOUR, reason, witness)
-    if memorised < _BEGUN and order.steps[-1] >= LASTING * max(found.t12, 1.0):
+    if np.isinf(found.t23) and order.steps[-1] >= LASTING * max(found.t12, 1.0):
+        memorised = float(found.division.memorised[-1])
         reason = f"phase II lasts since step {found.t12:.0f}; {memorised:.0%} of the contradicted labels are memorised."
-        return _assemble(history, Dates(found.t12, np.inf, np.inf), NOT_ENOUGH, reason, witness)
+        return _assemble(history, dates, NOT_ENOUGH, reason, witness)
     return Phases(verdict=NOT_ENOUGH, reason="the network has only just learned the samples that it can.")
 
 

@@ -29,11 +29,13 @@ def planted(
     last=20_000,
     margins=True,
     given=False,
+    wandering=0.0,
     seed=0,
 ):
     """A history in which right labels are learned around T12 and wrong ones memorised from T23 to T34.
 
     Each sample's label is fitted from a step of its own; `hard` samples are right but learned late, with small margins.
+    What a network answers instead of a label is drawn anew at each record with probability `wandering`.
     """
     rng = np.random.default_rng(seed)
     true = rng.integers(0, 10, num_samples)
@@ -54,6 +56,7 @@ def planted(
         answer = np.where(step >= learned, true, rng.integers(0, 10, num_samples))
         if not generalises:
             answer = rng.integers(0, 10, num_samples)
+        answer = np.where(rng.random(num_samples) < wandering, rng.integers(0, 10, num_samples), answer)
         chance = rng.integers(1, 10, num_samples)
         predictions = np.where(fitted, labels, np.where(answer == labels, (labels + chance) % 10, answer))
         size = np.where(late, 0.05, 1.0) * rng.uniform(0.5, 1.5, num_samples)
@@ -269,6 +272,29 @@ def test_a_network_that_only_memorises_has_no_phase_ii():
     assert "contradicts" in phases.reason
 
 
+@pytest.mark.parametrize(
+    ("rate", "wandering", "t12", "verdict"),
+    [
+        (0.75, 0.0, 200.0, "four phases"),
+        (0.75, 0.33, 200.0, "no phase II"),  # nothing is fitted before it was seen: it may be memorised
+        (0.75, 0.33, 15.0, "four phases"),  # within half an epoch of 24 steps more is fitted than the commonest label
+        (0.5, 0.45, 200.0, "four phases"),  # answers wander more, but much more is fitted
+    ],
+)
+def test_answers_may_wander_the_more_the_more_was_learned(rate, wandering, t12, verdict):
+    history = planted(rate=rate, wandering=wandering, t12=t12, num_samples=600)
+    assert label_phases(history).verdict == verdict
+
+
+def test_a_run_that_stops_soon_after_memorising_began_is_in_phase_iii():
+    history = planted(last=2_300)
+    memorised = 1.0 - history.column("train_error")[-1] - 0.6
+    assert memorised < 0.1  # of the .4 that are wrong
+    phases = label_phases(history)
+    assert phases.verdict == "four phases"
+    assert [phase.name for phase in phases] == ["I", "II", "III"]
+
+
 def test_a_run_is_too_short_until_it_is_not():
     verdicts = [label_phases(planted(last=last)).verdict for last in (0, 5, 60, 1_000, 20_000)]
     assert verdicts[:4] == ["not enough of a run"] * 4
@@ -329,6 +355,15 @@ def test_an_event_comes_a_few_records_after_the_change_and_holds_within_what_it_
     for event, label, behind in zip(events, (finished.t12, finished.t23, finished.t34), (12, 5, 5)):
         assert 1 / event.within <= event.step / label <= event.within
         assert np.searchsorted(history.steps, event.seen_at) - np.searchsorted(history.steps, event.step) <= behind
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4, 0.7])
+def test_the_label_bears_the_alarm_out_from_the_record_that_raised_it(rate):
+    event = next(event for event in watched(planted(rate=rate))[1] if event.name == "III")
+    for last in STEPS[event.seen_at <= STEPS][::4]:
+        phases = label_phases(planted(rate=rate, last=last))
+        assert phases.verdict == "four phases"
+        assert 1 / event.within <= phases.t23 / event.step <= event.within
 
 
 def test_the_detector_waits_for_enough_of_a_run():
