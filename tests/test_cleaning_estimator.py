@@ -224,9 +224,31 @@ def test_networks_too_weak_for_a_noise_rate_say_that_it_is_a_bound():
     rng = np.random.default_rng(0)
     inputs, truth = rng.normal(size=(600, 20)), rng.integers(0, 5, 600)
     inputs[:, 0] += truth  # a hint, no more
-    with pytest.warns(UserWarning, match="is an upper bound"):
+    with pytest.warns(UserWarning, match="cannot be told: .* is an upper bound.*Review the worst"):
         cleaner = LabelCleaner(mode="fast").fit(inputs, truth)
-    assert "upper bound" in cleaner.noise_rate_.covers
+    rates = [cleaner.noise_rate_, *cleaner.class_noise_rates_.values()]
+    assert all(rate.is_upper_bound and rate.low == 0.0 for rate in rates)
+
+
+def test_further_rounds_are_left_out_where_nothing_is_contradicted():
+    inputs, _, truth = blobs()
+    assert len(LabelCleaner(max_epochs=8).fit(inputs * 3, truth).rounds_) == 1
+    inputs, given, _ = blobs()
+    assert len(LabelCleaner(max_epochs=8).fit(inputs, given).rounds_) == 3
+
+
+def test_models_of_ones_own_are_several_for_few_epochs():
+    inputs, given, _ = blobs()
+    assert LabelCleaner(nn.Linear(3, 3)).fit(inputs, given).members_.num_members == 3
+    fast = LabelCleaner(nn.Linear(3, 3), mode="fast").fit(inputs, given)
+    assert (fast.members_.num_members, len(fast.rounds_[0].held_out_accuracy)) == (2, 5)
+
+
+@pytest.mark.filterwarnings("ignore:LabelCleaner. the networks are often wrong:UserWarning")
+def test_too_few_epochs_are_told():
+    inputs, _, truth = blobs(num_samples=1000, num_classes=5)
+    with pytest.warns(UserWarning, match=r"still learning after 3 epochs.*Raise max_epochs"):
+        LabelCleaner(max_epochs=3, num_rounds=1, lr=0.001, momentum=0.0).fit(inputs, truth)
 
 
 @pytest.mark.filterwarnings("ignore:LabelCleaner. the networks are often wrong:UserWarning")

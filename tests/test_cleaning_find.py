@@ -307,11 +307,23 @@ def networks(accuracy_of_surest, accuracy_of_others, noise_rate, num_samples=400
 def test_the_rate_among_the_surest_of_good_networks():
     rate = rate_among_sure(*networks(1.0, 1.0, 0.3))
     assert rate.low < 0.3 < rate.high
-    assert "upper bound" not in rate.covers
+    assert not rate.is_upper_bound
+
+
+def test_networks_that_do_not_agree_with_one_another_give_a_bound():
+    logits, labels = networks(0.6, 0.6, 0.0)  # sureness says nothing, so that disagreement does not fall with it
+    assert not rate_among_sure(logits, labels).is_upper_bound
+    others, _ = networks(0.6, 0.6, 0.0, seed=1)
+    rate = rate_among_sure(logits, labels, others)
+    assert rate.is_upper_bound
+    assert rate.low == 0.0 < 0.4 < rate.high
+    assert not rate_among_sure(logits, labels, logits).is_upper_bound
+    assert not rate_among_sure(logits, labels, np.zeros_like(logits)).is_upper_bound  # nobody was trained on them
 
 
 def test_weak_networks_give_a_bound_and_say_so():
     logits, labels = networks(0.9, 0.3, 0.3)
     rate = rate_among_sure(logits, labels)
-    assert "upper bound" in rate.covers
+    assert rate.is_upper_bound
+    assert rate.low == 0.0
     assert 0.3 < rate < (logits.argmax(axis=1) != labels).mean() - 0.1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sgdkern.cleaning import LabelIssues, NoiseMatrix, NoiseRate, noise_matrix, noise_rates_by
+from sgdkern.cleaning.table import UPPER_BOUND
 from sgdkern.label_files import CleaningReport, LabelledData
 from sgdkern.label_files.page import page_is_possible, write_page
 
@@ -14,7 +15,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 NAMES = np.array(["ant <b>", "bee", "cat"])
-UPPER = "sampling of the samples asked; an upper bound, for the networks err even where they are surest"
 
 
 class Reader(HTMLParser):
@@ -126,8 +126,10 @@ def test_page_where_nothing_is_wrong_and_where_the_rate_is_a_bound(tmp_path):
     text = " ".join(read(tmp_path, data, found(data, num_issues=0)).words)
     assert "No label looks wrong" in text
     assert "none is confused" in text
-    text = " ".join(read(tmp_path, data, found(data, covers=UPPER)).words)
-    assert "at most 10 %" in text
+    text = " ".join(read(tmp_path, data, found(data, covers=UPPER_BOUND, budget=5)).words)
+    assert "cannot be told, at most 18 %" in text
+    assert "Review them by rank" in text
+    assert "worst labels at most" in text
     assert "an upper bound" in text
 
 

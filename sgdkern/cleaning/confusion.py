@@ -80,7 +80,7 @@ def noise_rates_by(issues: LabelIssues, groups: Array) -> Mapping[Any, NoiseRate
         groups: [N] names of the groups, ``issues["given_label"]`` for classes.
 
     Returns:
-        Name to noise rate with its interval, in sorted order.
+        Name to noise rate with its interval, in sorted order; upper bounds where the overall rate is one.
 
     Raises:
         ValueError: if there is not one name a sample.
@@ -88,4 +88,5 @@ def noise_rates_by(issues: LabelIssues, groups: Array) -> Mapping[Any, NoiseRate
     names = np.asarray(groups)
     if names.shape != (issues.num_samples,):
         raise ValueError(f"noise_rates_by: groups must be [{issues.num_samples}], got {list(names.shape)}.")
-    return {name: rate_of(issues["p_wrong"][names == name]) for name in np.unique(names).tolist()}
+    bound = issues.noise_rate.is_upper_bound
+    return {name: rate_of(issues["p_wrong"][names == name], bound=bound) for name in np.unique(names).tolist()}

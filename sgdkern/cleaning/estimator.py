@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sgdkern.cleaning.confusion import NoiseMatrix, noise_matrix, noise_rates_by
+from sgdkern.cleaning.effort import SEPARATE, STACKED, Effort
 from sgdkern.cleaning.features import Projection, fit_projection
 from sgdkern.cleaning.members import Members, SeparateModels, StackedMLP
-from sgdkern.cleaning.mixture import FALLS, UPPER_BOUND, probability_wrong, rate_among_sure
+from sgdkern.cleaning.mixture import probability_wrong, rate_among_sure
 from sgdkern.cleaning.rounds import Round, Schedule, train_round
 from sgdkern.cleaning.samples import (
     checked_device,
@@ -31,20 +32,13 @@ from sgdkern.cleaning.samples import (
     warn_if_few,
 )
 from sgdkern.cleaning.scores import quality
-from sgdkern.cleaning.table import LabelIssues, NoiseRate
+from sgdkern.cleaning.table import LabelIssues
 
 Array = npt.NDArray[Any]
 
 INPUT_NORM = 10.0  # root mean square length of the default network's inputs; its learning rate belongs to it
-LATER_EPOCHS = 12  # most epochs of the rounds after the first: fewer labels are wrong, and they begin knowing when
-
-# (members, rounds) of a mode: stacked small networks cost little more than one; a user's own model costs its full time
-_EFFORT = {
-    ("default", "stacked"): (10, 3),
-    ("fast", "stacked"): (5, 1),
-    ("default", "separate"): (2, 1),
-    ("fast", "separate"): (1, 1),
-}
+FEW_CONTRADICTED = 0.01  # with a smaller share of labels contradicted there is nothing to drop that would matter
+STILL_LEARNING = 0.05  # a rise of the held-out accuracy over the last third of training that is worth going on for
 
 
 class PhaseSpan(NamedTuple):
@@ -67,12 +61,12 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         model: None for a stack of small ReLU networks; or a torch module, copied with its weights for each network;
             or a function of no arguments that makes a fresh module. It maps inputs [B, ...] to outputs [B, C].
-        mode: "default", or "fast" for one round with fewer networks.
+        mode: "default", or "fast" for fewer networks and rounds.
         hidden: widths of the hidden layers of the default network.
         num_members: networks a round; None for what the mode says.
         num_rounds: rounds of training; None for what the mode says.
         num_folds: each network leaves one of so many parts of the data out.
-        max_epochs: most epochs of the first round.
+        max_epochs: most epochs of the first round; None for what the mode says: 30, for a model of one's own 7 or 5.
         batch_size: samples a step.
         lr: learning rate of SGD.
         momentum: momentum of SGD.
@@ -88,7 +82,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted_label_: [N] the label that networks which have not seen the sample give it.
         p_wrong_: [N] estimated probability that the given label is wrong.
         issues_: all of these as a `LabelIssues` table.
-        noise_rate_: a float with an interval, ``.low`` and ``.high``, and ``.covers``, what the interval covers.
+        noise_rate_: a float with an interval, ``.low`` and ``.high``, and ``.covers``, what the interval covers; where
+            the networks are too weak to tell it is an upper bound, with a warning, and the interval begins at 0.
         noise_matrix_: which label is given for which, a `NoiseMatrix`.
         class_noise_rates_: noise rate by given label.
         source_noise_rates_: noise rate by source; only after ``fit(..., sources=...)``.
@@ -121,7 +116,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         num_members: int | None = None,
         num_rounds: int | None = None,
         num_folds: int = 5,
-        max_epochs: int = 30,
+        max_epochs: int | None = None,
         batch_size: int = 50,
         lr: float = 0.03,
         momentum: float = 0.9,
@@ -169,7 +164,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: if a setting, a shape, a value or a label cannot be used.
         """
-        num_members, num_rounds = self.effort()
+        effort = self.effort()
         device = checked_device(self.device)
         inputs, codes = self._checked(X, y)
         sources = checked_sources(sources, len(codes))
@@ -183,7 +178,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             inputs = self.projection_(inputs)
 
         with seeded(seed, device):
-            rounds, score = self._train(inputs, labels, num_members, num_rounds, generator, on_epoch)
+            rounds, score = self._train(inputs, labels, effort, generator, on_epoch)
         self._conclude(score.cpu().numpy() / sum(range(1, len(rounds) + 1)), codes, rounds, sources)
         return self
 
@@ -191,8 +186,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         inputs: Tensor,
         labels: Tensor,
-        num_members: int,
-        num_rounds: int,
+        effort: Effort,
         generator: torch.Generator,
         on_epoch: Callable[[int, int], None] | None,
     ) -> tuple[list[Round], Tensor]:
@@ -201,17 +195,16 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rounds: list[Round] = []
         kept = torch.ones(len(labels), dtype=torch.bool, device=device)
         score = torch.zeros(len(labels), dtype=torch.float64, device=device)
-        for number in range(1, num_rounds + 1):
+        for number in range(1, effort.rounds + 1):
             if rounds and int(kept.sum()) <= 2 * self.num_folds:  # too few labels are left that nothing contradicts
                 break
-            self.members_ = self._make_members(num_members, inputs, generator, device)
-            epochs = self.most_epochs(number)
+            self.members_ = self._make_members(effort.members, inputs, generator, device)
             latest = train_round(
                 self.members_,
                 inputs,
                 labels,
                 kept,
-                Schedule(self.num_folds, self.batch_size, epochs),
+                Schedule(self.num_folds, self.batch_size, effort.epochs(number), effort.min_steps),
                 generator=generator,
                 on_epoch=None if on_epoch is None else lambda epoch, number=number: on_epoch(number, epoch),  # type: ignore[misc]
             )
@@ -220,6 +213,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             # later rounds count more: fewer wrong labels were trained on, and the first keeps the average steady
             score += number * latest.margins / latest.margins.std().clamp(min=1e-12)
             kept = score >= 0
+            if float((~kept).double().mean()) < FEW_CONTRADICTED:  # another round would train on nearly the same labels
+                break
         return rounds, score
 
     def predict_proba(self, X: Any) -> Array:
@@ -228,7 +223,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         inputs = self._inputs(X, reset=False).to(checked_device(self.device))
         if self.projection_ is not None:
             inputs = self.projection_(inputs)
-        outputs = self.members_.logits(inputs)[..., : len(self.classes_)]
+        everything = torch.arange(len(inputs), device=inputs.device).expand(self.members_.num_members, -1)
+        outputs = self.members_.logits(inputs, everything)[..., : len(self.classes_)]
         probabilities: Array = torch.softmax(outputs.double(), dim=-1).mean(dim=0).cpu().numpy()
         return probabilities
 
@@ -238,32 +234,32 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Array = self.classes_[probabilities.argmax(axis=1)]
         return labels
 
-    def effort(self) -> tuple[int, int]:
-        """Return the number of networks a round and the number of rounds, after checking the settings.
+    def effort(self) -> Effort:
+        """Return how many networks, rounds and epochs there will be, after checking the settings.
 
         Raises:
             ValueError: if a setting cannot be used.
         """
         if self.mode not in ("default", "fast"):
             raise ValueError(f"LabelCleaner: mode must be 'default' or 'fast', got {self.mode!r}.")
-        members, rounds = _EFFORT[self.mode, "stacked" if self.model is None else "separate"]
-        members = members if self.num_members is None else self.num_members
-        rounds = rounds if self.num_rounds is None else self.num_rounds
+        usual = (STACKED if self.model is None else SEPARATE)[self.mode]
+        effort = Effort(
+            usual.members if self.num_members is None else self.num_members,
+            usual.rounds if self.num_rounds is None else self.num_rounds,
+            usual.max_epochs if self.max_epochs is None else self.max_epochs,
+            usual.min_steps,
+        )
         for name, value, least in (
-            ("num_members", members, 1),
-            ("num_rounds", rounds, 1),
+            ("num_members", effort.members, 1),
+            ("num_rounds", effort.rounds, 1),
             ("num_folds", self.num_folds, 2),
-            ("max_epochs", self.max_epochs, 1),
+            ("max_epochs", effort.max_epochs, 1),
             ("batch_size", self.batch_size, 1),
             ("max_features", self.max_features, 1),
         ):
             if value < least:
                 raise ValueError(f"LabelCleaner: {name} must be at least {least}, got {value}.")
-        return members, rounds
-
-    def most_epochs(self, number: int) -> int:
-        """Return how many epochs a round, counted from 1, trains at most."""
-        return self.max_epochs if number == 1 else min(self.max_epochs, LATER_EPOCHS)
+        return effort
 
     def _checked(self, X: Any, y: Any) -> tuple[Tensor, Array]:
         """Return inputs [N, ...] float32 and label codes [N] int64, after saying what is wrong with them."""
@@ -335,20 +331,22 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         held_out = rounds[-1].held_out_logits[:, : len(self.classes_)].cpu().numpy()
         predicted = held_out.argmax(axis=1)
         unseen = rounds[-1].held_out.cpu().numpy()
-        self.noise_rate_ = rate_among_sure(held_out[unseen], codes[unseen])
-        rate = self.noise_rate_
-        if rate.low > float((score < 0).mean()) + FALLS:  # more labels than the networks contradict on average
-            self.noise_rate_ = NoiseRate(rate.estimate, rate.low, rate.high, UPPER_BOUND)
-        if self.noise_rate_.covers == UPPER_BOUND:
+        _warn_if_learning(first, self.effort().max_epochs)
+        trained = rounds[-1].trained_logits[:, : len(self.classes_)].cpu().numpy()
+        self.noise_rate_ = rate_among_sure(held_out[unseen], codes[unseen], trained[unseen])
+        if self.noise_rate_.is_upper_bound:
             warnings.warn(
-                f"LabelCleaner: the networks are often wrong even where they are surest, so that the noise rate of "
-                f"{self.noise_rate_:.2f} is an upper bound, and many of the labels flagged will be right. Trust the "
-                "ranking more than the flags; pass embeddings, a better model or more samples.",
+                "LabelCleaner: the networks are often wrong even where they are surest, so that the noise rate cannot "
+                f"be told: {self.noise_rate_:.2f} is an upper bound, and many of the labels flagged will be right. "
+                "Review the worst by rank instead of dropping what is flagged; or pass embeddings, a better model or "
+                "more samples.",
                 UserWarning,
                 stacklevel=3,
             )
-        # a negative margin is an issue, but hard samples with right labels have some too: no more than the rate found
-        cut = min(0.0, float(np.quantile(score, self.noise_rate_.estimate)))
+        # a negative margin is an issue, but hard samples with right labels have some too: no more than the rate allows
+        contradicted = float((score < 0).mean())
+        rate = self.noise_rate_
+        cut = 0.0 if contradicted <= rate.high else min(0.0, float(np.quantile(score, rate.estimate)))
         score = np.where(alone, cut, score)
         p_wrong = probability_wrong(score, cut)
         self.rounds_ = tuple(rounds)
@@ -383,6 +381,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         for number in devices:
             torch.cuda.default_generators[number].manual_seed(seed)
         yield
+
+
+def _warn_if_learning(first: Round, max_epochs: int) -> None:
+    """Say so where the epochs allowed were too few for the networks to learn what they can."""
+    accuracy = first.held_out_accuracy
+    before = accuracy[-1 - max(1, len(accuracy) // 3)] if len(accuracy) > 1 else 0.0
+    if len(accuracy) == max_epochs and accuracy[-1] - before > STILL_LEARNING:
+        warnings.warn(
+            f"LabelCleaner: the networks were still learning after {max_epochs} epochs (held-out accuracy "
+            f"{accuracy[-1]:.2f}, before {before:.2f}). Raise max_epochs or lr for a sharper ranking.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _spans(first: Round) -> list[PhaseSpan]:

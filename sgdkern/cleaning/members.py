@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MAX_LOGITS = 1 << 24  # numbers in one evaluation's activations: 64 MiB of float32
+MAX_ACTIVATIONS = 1 << 22  # numbers in the widest layer of one evaluation: 16 MiB of float32
 
 
 class Members(Protocol):
@@ -18,11 +18,11 @@ class Members(Protocol):
 
     num_members: int
 
-    def train_epoch(self, inputs: Tensor, labels: Tensor, orders: Tensor, batch_size: int) -> None:
-        """Take the steps of one epoch; member e visits the samples orders[e] in minibatches."""
+    def train_epoch(self, inputs: Tensor, labels: Tensor, orders: Tensor, batch_size: int) -> Tensor:
+        """Take the steps of one epoch, member e on minibatches of orders[e]; return its outputs there, [E, n, C]."""
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return every member's outputs for every sample, [E, N, C]."""
+    def logits(self, inputs: Tensor, places: Tensor) -> Tensor:
+        """Return the outputs of member e for the samples places[e], [E, M, C]."""
 
 
 class StackedMLP:
@@ -61,21 +61,22 @@ class StackedMLP:
                 stack.append(((2 * uniform - 1) * bound).to(device))
         self.velocities = [torch.zeros_like(weight) for weight in (*self.weights, *self.biases)]
 
-    def train_epoch(self, inputs: Tensor, labels: Tensor, orders: Tensor, batch_size: int) -> None:
+    def train_epoch(self, inputs: Tensor, labels: Tensor, orders: Tensor, batch_size: int) -> Tensor:
         """Take the steps of one epoch.
 
         Args:
             inputs: [N, I].
             labels: [N] int64.
-            orders: [E, n] int64, the samples that each member visits, in order.
-            batch_size: B; a last smaller minibatch is left out.
-        """
-        for start in range(0, orders.shape[1] - batch_size + 1, batch_size):
-            batch = orders[:, start : start + batch_size]
-            self.step(inputs[batch], labels[batch])
+            orders: [E, n] int64, the samples that each member visits, in order; n a multiple of the minibatch.
+            batch_size: samples a step.
 
-    def step(self, inputs: Tensor, labels: Tensor) -> None:
-        """Take one step; inputs [E, B, I], labels [E, B]."""
+        Returns:
+            [E, n, C], the outputs for each sample as it was visited, before the step that it was part of.
+        """
+        return torch.cat([self.step(inputs[batch], labels[batch]) for batch in orders.split(batch_size, dim=1)], dim=1)
+
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Take one step; inputs [E, B, I], labels [E, B]; returns the outputs before it, [E, B, C]."""
         layers = len(self.weights)
         activations = [inputs]
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -94,26 +95,25 @@ class StackedMLP:
             self.weights[k].sub_(velocity, alpha=self.lr)
             self.biases[k].sub_(bias_velocity, alpha=self.lr)
             grads = grads_below
+        return activations[-1]
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the outputs, [E, N, C]; the first layer of all members is one product.
+    def logits(self, inputs: Tensor, places: Tensor) -> Tensor:
+        """Return the outputs.
 
         Args:
             inputs: [N, I].
+            places: [E, M] int64, the samples asked of each member.
 
         Returns:
-            [E, N, C].
+            [E, M, C].
         """
-        widest = max(weight.shape[2] for weight in self.weights)
-        rows = max(1, MAX_LOGITS // (self.num_members * widest))
-        return torch.cat([self._logits(chunk) for chunk in inputs.split(rows)], dim=1)
+        widest = max(max(weight.shape[1:]) for weight in self.weights)
+        columns = max(1, MAX_ACTIVATIONS // (self.num_members * widest))
+        return torch.cat([self._outputs(inputs[part]) for part in places.split(columns, dim=1)], dim=1)
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        count, width_in, width_out = self.weights[0].shape
-        joined = self.weights[0].permute(1, 0, 2).reshape(width_in, count * width_out)
-        outputs = (inputs @ joined).view(-1, count, width_out).permute(1, 0, 2) + self.biases[0]
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            outputs = torch.baddbmm(bias, outputs.relu_(), weight)
+    def _outputs(self, outputs: Tensor) -> Tensor:
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            outputs = torch.baddbmm(bias, outputs.relu_() if k else outputs, weight)
         return outputs
 
 
@@ -143,36 +143,44 @@ class SeparateModels:
         ]
         self.eval_batch_size = eval_batch_size
 
-    def train_epoch(self, inputs: Tensor, labels: Tensor, orders: Tensor, batch_size: int) -> None:
+    def train_epoch(self, inputs: Tensor, labels: Tensor, orders: Tensor, batch_size: int) -> Tensor:
         """Take the steps of one epoch.
 
         Args:
             inputs: [N, ...].
             labels: [N] int64.
-            orders: [E, n] int64, the samples that each member visits, in order.
-            batch_size: B; a last smaller minibatch is left out.
+            orders: [E, n] int64, the samples that each member visits, in order; n a multiple of the minibatch.
+            batch_size: samples a step.
+
+        Returns:
+            [E, n, C], the outputs in training mode for each sample as it was visited, before the step.
         """
+        visited = []
         for model, optimizer, order in zip(self.models, self.optimizers, orders, strict=True):
             model.train()
-            for start in range(0, len(order) - batch_size + 1, batch_size):
-                batch = order[start : start + batch_size]
-                loss = functional.cross_entropy(model(inputs[batch]), labels[batch])
+            outputs = []
+            for batch in order.split(batch_size):
+                outputs.append(model(inputs[batch]))
                 optimizer.zero_grad()
-                loss.backward()
+                functional.cross_entropy(outputs[-1], labels[batch]).backward()
                 optimizer.step()
+                outputs[-1] = outputs[-1].detach()
+            visited.append(torch.cat(outputs))
+        return torch.stack(visited)
 
     @torch.no_grad()
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the outputs in evaluation mode, [E, N, C].
+    def logits(self, inputs: Tensor, places: Tensor) -> Tensor:
+        """Return the outputs in evaluation mode.
 
         Args:
             inputs: [N, ...].
+            places: [E, M] int64, the samples asked of each member.
 
         Returns:
-            [E, N, C].
+            [E, M, C].
         """
         outputs = []
-        for model in self.models:
+        for model, mine in zip(self.models, places, strict=True):
             model.eval()
-            outputs.append(torch.cat([model(chunk) for chunk in inputs.split(self.eval_batch_size)]))
+            outputs.append(torch.cat([model(inputs[part]) for part in mine.split(self.eval_batch_size)]))
         return torch.stack(outputs)

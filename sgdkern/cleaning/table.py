@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+UPPER_BOUND = (
+    "every rate up to an upper bound: the networks err even where they are surest, so that the rate cannot be told"
+)
 COLUMNS = ("is_label_issue", "label_quality", "given_label", "predicted_label", "p_wrong")
 
 
@@ -36,6 +39,11 @@ class NoiseRate(float):
         rate = super().__new__(cls, estimate)
         rate.estimate, rate.low, rate.high, rate.covers = estimate, low, high, covers
         return rate
+
+    @property
+    def is_upper_bound(self) -> bool:
+        """Whether the rate could not be told and the number is only an upper bound of it."""
+        return self.covers == UPPER_BOUND
 
     def __repr__(self) -> str:
         """Say the number with its interval."""
@@ -116,6 +124,8 @@ class LabelIssues:
 
     def expected_precision(self, budget: int) -> float:
         """Estimate which share of the ``budget`` most suspicious samples is wrong: the mean of their p_wrong.
+
+        Where ``noise_rate.is_upper_bound`` this is no more than an upper bound either: review some and count.
 
         Args:
             budget: how many samples a person can review, 1 ... N.

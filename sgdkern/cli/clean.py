@@ -80,17 +80,23 @@ def _progress_bar() -> Iterator[Callable[[float, str], None] | None]:
 def _print_report(report: CleaningReport) -> None:
     """The findings in a few lines, the worst samples, and where the files are."""
     console, rate, issues = results(), report.noise_rate, report.issues
-    bound = "at most " if "upper bound" in rate.covers else ""
+    bound = "at most " if rate.is_upper_bound else ""
     lines = [
         f"suspicious     {issues.num_issues} of {issues.num_samples} labels",
         f"wrong labels   {bound}{rate.estimate:.1%}, {rate.low:.1%} … {rate.high:.1%}",
     ]
+    if bound:
+        lines.append(
+            "               cannot be told: the networks err even where they are surest, and many of the suspicious "
+            "labels will be right. Review the worst (--budget), or pass embeddings or more samples"
+        )
     lines += [
         f"confused       {given} for {true}: about {n:.0f}" for true, given, n in report.noise_matrix.confused_pairs(3)
     ]
     if report.expected_precision is not None:
         lines.append(
-            f"review         {report.expected_precision:.0%} of the worst {report.budget} are expected to be wrong"
+            f"review         {bound}{report.expected_precision:.0%} of the worst {report.budget} "
+            "are expected to be wrong"
         )
     worst = [index for index in issues.ranking[:_SHOWN] if issues.is_label_issue[index]]
     lines += ["worst          quality  given -> predicted" if worst else "worst          none"]

@@ -113,10 +113,10 @@ def clean_data_set(
 
 def _share_of(cleaner: LabelCleaner, tell: Callable[[float, str], None]) -> Callable[[int, int], None]:
     """Turn rounds and epochs into a share of the work, at most 0.95: training may stop early, never late."""
-    _, rounds = cleaner.effort()
+    effort = cleaner.effort()
 
     def on_epoch(number: int, epoch: int) -> None:
-        done = number - 1 + epoch / cleaner.most_epochs(number)
-        tell(0.05 + 0.9 * done / rounds, f"round {number} of {rounds}, epoch {epoch}")
+        done = number - 1 + epoch / effort.epochs(number)
+        tell(0.05 + 0.9 * done / effort.rounds, f"round {number} of {effort.rounds}, epoch {epoch}")
 
     return on_epoch

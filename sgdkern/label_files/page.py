@@ -104,10 +104,14 @@ def _headline(report: CleaningReport) -> str:
 
 def _standfirst(report: CleaningReport) -> str:
     rate = report.noise_rate
-    bound = "at most " if "upper bound" in rate.covers else ""
-    text = (
-        f"An estimated {bound}{_percent(rate)} of all labels are wrong ({_percent(rate.low)} to {_percent(rate.high)})."
-    )
+    if rate.is_upper_bound:
+        text = (
+            f"How many are wrong cannot be told, at most {_percent(rate.high)}: the networks err even where they are "
+            "surest, and many of these labels will be right. Review them by rank instead of dropping them; embeddings "
+            "or more samples would tell more."
+        )
+    else:
+        text = f"An estimated {_percent(rate)} of all labels are wrong ({_percent(rate.low)} to {_percent(rate.high)})."
     pairs = report.noise_matrix.confused_pairs(1)
     if pairs:
         true, given, samples = pairs[0]
@@ -118,20 +122,20 @@ def _standfirst(report: CleaningReport) -> str:
 def _facts(report: CleaningReport) -> list[tuple[str, str, str]]:
     """Value, what it is, and a remark."""
     issues, rate = report.issues, report.noise_rate
-    bound = "≤ " if "upper bound" in rate.covers else ""
+    bound = "≤ " if rate.is_upper_bound else ""
     facts = [
         (f"{issues.num_issues:,}", "labels to look at", f"of {issues.num_samples:,}, quality below 0.5"),
         (bound + _percent(rate), "wrong labels, estimated", f"95 %: {_percent(rate.low)} to {_percent(rate.high)}"),
     ]
     if report.budget is not None and report.expected_precision is not None:
         facts.append((
-            _percent(report.expected_precision),
+            bound + _percent(report.expected_precision),
             f"of the {report.budget:,} worst are expected to be wrong",
             "precision of your review, estimated",
         ))
     if report.source_noise_rates:
         name, worst = max(report.source_noise_rates.items(), key=lambda pair: pair[1].estimate)
-        facts.append((str(name), "the source with most wrong labels", f"{_percent(worst)} of them"))
+        facts.append((str(name), "the source with most wrong labels", f"{bound}{_percent(worst)} of them"))
     facts.append((f"{report.seconds:.0f} s", "computing", issues.method))
     return facts
 
