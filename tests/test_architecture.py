@@ -40,6 +40,14 @@ def test_every_module_says_what_it_is():
     assert [path for path in PYTHON if not path.read_text().startswith(('"""', 'r"""'))] == []
 
 
+def test_a_decision_is_known_by_its_number():
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    numbers = [int(page.name[:4]) for page in pages]
+    assert len(set(numbers)) == len(numbers)
+    titles = [page.read_text().splitlines()[0] for page in pages]
+    assert [title for number, title in zip(numbers, titles) if not title.startswith(f"# {number}. ")] == []
+
+
 @pytest.mark.parametrize("folder", ["cpu", "cuda"])
 def test_twins_have_a_reference_of_the_same_stem(folder):
     twins = {path.stem for pattern in ("*.cpp", "*.cu") for path in (ROOT / "csrc" / folder).glob(pattern)}

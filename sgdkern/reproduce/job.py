@@ -23,7 +23,7 @@ from sgdkern.atomic import replacing, strict_json
 Array = NDArray[Any]
 
 # Raised whenever a job of the same description would give another result.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
