@@ -23,7 +23,8 @@ RULES = {
 DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 NAMES = ("I", "II", "III", "IV", "fast", "exploration")
 TITLES = {
-    "second": "The second judgement",
+    "third": "The third judgement",
+    "second": "The second judgement, seen since",
     "development": "The development half",
     "judgement": "The first judgement, seen since",
     "confirmation": "The confirmation, seen since",
@@ -249,7 +250,7 @@ def _told(numbers: dict[str, Any]) -> list[str]:
     """Scores of the rules, and what else the targets speak of."""
     text = ["| rule | runs at rates .2-.7 | mean | worst |", "| --- | --- | --- | --- |"]
     for rule, values in numbers["rules"].items():
-        text.append(f"| {RULES[rule]} | {values['runs']} | {values['mean']:.3f} | {values['worst']:.2f} |")
+        text.append(f"| {RULES[rule]} | {values['runs']} | {values['mean']:.3f} | {values['worst']:.3f} |")
     text += [
         "",
         f"- Clean runs: {numbers['clean_runs']}; labelled with a phase III: {numbers['clean_runs_with_phase_III']}; "
