@@ -11,6 +11,7 @@ import sgdkern as sk
 from sgdkern import classification
 from sgdkern.cleaning import find_label_issues
 from sgdkern.cleaning.mixture import Mixture, fit_mixture, probability_wrong, rate_among_sure, rate_of
+from sgdkern.cleaning.recorded import from_history
 from sgdkern.cleaning.scores import cross_entropy, memorisation_onset, quality, time_average
 from sgdkern.history import History, Record
 
@@ -105,6 +106,15 @@ def test_where_nothing_was_learned_nothing_is_flagged_and_the_reason_said(method
     assert (issues["p_wrong"] == 0).all()
     assert (issues.noise_rate.low, issues.noise_rate.high) == (0, 1)
     assert len(np.unique(issues["label_quality"])) == 500  # the ranking stays
+    if method == "aum":  # a History is asked the same
+        history = History({"given_labels": given})
+        margin = margins(logits, given).astype(np.float32)
+        for step, row in enumerate(margin):
+            history.append(Record(step=step, margins=row))
+        with pytest.warns(UserWarning, match="nothing learned"):
+            issues = find_label_issues(history)
+        assert not issues["is_label_issue"].any()
+        assert (issues.noise_rate.low, issues.noise_rate.high) == (0, 1)
 
 
 def test_strings_work_like_integers():
@@ -172,8 +182,56 @@ def test_records_of_watch_are_taken_where_every_step_sees_all_samples_and_refuse
     with sk.watch(model, loss_fn, every=1) as watched:
         for rows in (slice(0, 20), slice(20, 60)):
             loss_fn(model(inputs[rows]), given[rows]).backward()
-    with pytest.raises(ValueError, match=r"the same 60 samples as the labels, got records of \[20, 40\]. Those of"):
+    with pytest.raises(ValueError, match=r"the same 60 samples as the labels, got records of \[20, 40\]. .* samples="):
         find_label_issues(watched.history, labels=given.numpy())
+
+
+def test_minibatch_records_of_watch_with_their_samples(small_run):
+    model, inputs, given, wrong = small_run
+    loss_fn = torch.nn.CrossEntropyLoss()
+    generator, batches = torch.Generator().manual_seed(1), []
+    with sk.watch(model, loss_fn, every=1) as watched:
+        for _ in range(2):
+            for batch in torch.randperm(60, generator=generator).split(25):
+                batches.append(batch)
+                loss_fn(model(inputs[batch]), given[batch]).backward()
+    issues = find_label_issues(watched.history, labels=given.numpy(), samples=batches)
+    np.testing.assert_array_equal(issues["is_label_issue"], wrong)
+    with sk.watch(model, loss_fn, every=1) as whole:  # the model did not change: the same numbers, sample by sample
+        loss_fn(model(inputs), given).backward()
+    expected = find_label_issues(whole.history, labels=given.numpy())
+    np.testing.assert_allclose(issues["label_quality"], expected["label_quality"], rtol=1e-4)
+    for samples, words in (
+        (batches[:-1], "each of the 6 records .*, got 5"),
+        ([batches[1], *batches[1:]], None),
+        ([batches[2], *batches[1:]], r"samples\[0\] must be the 25 places"),
+        ([batches[0] + 60, *batches[1:]], r"samples\[0\] must be the 25 places among the 60"),
+    ):
+        with nullcontext() if words is None else pytest.raises(ValueError, match=words):
+            find_label_issues(watched.history, labels=given.numpy(), samples=samples)
+    first_pass = History(watched.history.header)
+    for record in watched.history.records[:2]:
+        first_pass.append(record)
+    with pytest.raises(ValueError, match=r"is in none of them\. Record every step"):
+        find_label_issues(first_pass, labels=given.numpy(), samples=batches[:2])
+    with pytest.raises(ValueError, match="samples belong to a History"):
+        find_label_issues(np.ones((1, 60)), labels=given.numpy(), samples=batches)
+
+
+def test_minibatch_records_keep_the_latest_value_of_each_sample_a_pass():
+    rng = np.random.default_rng(0)
+    history, batches, latest, rows = History({}), [], np.zeros(12, np.float32), []
+    for step in range(9):
+        batches.append(rng.permutation(12)[:4] if step >= 3 else np.arange(4) + 4 * step)
+        values = rng.normal(size=4).astype(np.float32)
+        history.append(Record(step=step, margins=values))
+        latest[batches[-1]] = values
+        if step % 3 == 2:
+            rows.append(latest.copy())
+    data = from_history(history, 12, batches)
+    np.testing.assert_array_equal(data.steps, [2, 5, 8])
+    np.testing.assert_array_equal(data.margins, np.stack(rows))
+    assert data.losses is data.predictions is None
 
 
 def test_csv_is_ranked_and_suggests(tmp_path):

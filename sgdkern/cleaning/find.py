@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 
 from sgdkern.classification import margins
 from sgdkern.cleaning.mixture import fit_mixture, probability_wrong, rate_of
+from sgdkern.cleaning.recorded import NAMES, Recorded, from_history
 from sgdkern.cleaning.scores import cross_entropy, memorisation_onset, quality, time_average
 from sgdkern.cleaning.silence import nothing_to_tell
 from sgdkern.cleaning.table import LabelIssues, NoiseRate
@@ -35,22 +36,13 @@ class PhasesLike(Protocol):
         """Step between the fast phase and memorisation at which single-step scores are best."""
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """What is known of each sample: losses or margins [T, N] at steps [T], predictions [T', N] if any."""
-
-    steps: Array
-    losses: Array | None
-    margins: Array | None
-    predictions: Array | None
-
-
 def find_label_issues(
     recorded: Array | History,
     *,
     labels: Array | None = None,
     kind: Kind = "losses",
     steps: Array | None = None,
+    samples: Sequence[Array] | None = None,
     predictions: Array | None = None,
     phases: PhasesLike | None = None,
     method: Method = "auto",
@@ -73,9 +65,9 @@ def find_label_issues(
       midpoint, even where there is only one group.
     - ``auto``: ``aum`` where margins are known, else ``mean_loss``.
 
-    Where losses, or an array's margins, cannot tell right labels from wrong ones (nothing has been learned yet, or
-    there is one group), no method but ``paper`` flags a label, the noise rate's interval is (0, 1), and a warning says
-    why.
+    Where losses or margins cannot tell right labels from wrong ones (nothing has been learned yet, or
+    there is one group), no method but ``paper`` flags a label, the noise rate's interval is (0, 1), its ``covers`` says
+    why, and so does a warning, unless the phases of a History are passed, whose verdict has said it.
 
     Args:
         recorded: float array [T, N] or [N] of losses or margins, [T, N, C] or [N, C] of logits or probabilities
@@ -83,6 +75,8 @@ def find_label_issues(
         labels: [N] given labels, integers or strings; may be left out where a History's header has ``given_labels``.
         kind: what the array holds. Probabilities should be those of models that have not seen the sample.
         steps: [T] increasing training steps (or epochs) of the rows; default 1 ... T.
+        samples: for a History whose records are of one minibatch each (`watch`): the places among the labels of the
+            samples of each record, in order.
         predictions: [N] or [T, N] predicted labels where the array holds losses or margins.
         phases: the phases of the run (`label_phases`); None where unknown.
         method: see above.
@@ -108,24 +102,25 @@ def find_label_issues(
     if isinstance(recorded, History):
         labels = recorded.header.get("given_labels") if labels is None else labels
         given = _checked_labels(labels)
-        data = _from_history(recorded, len(given))
+        data = from_history(recorded, len(given), samples)
     else:
+        if samples is not None:
+            raise ValueError("find_label_issues: samples belong to a History, got them with an array. Leave them out.")
         given = _checked_labels(labels)
         classes = np.unique(given) if classes is None else np.asarray(classes)
         data = _from_array(np.asarray(recorded), given, kind, steps, classes)
     if predictions is not None:
-        data = _Recorded(data.steps, data.losses, data.margins, np.atleast_2d(np.asarray(predictions)))
+        data = Recorded(data.steps, data.losses, data.margins, np.atleast_2d(np.asarray(predictions)))
     _check(data, given)
     scores, cut, name, step = _score(data, phases, method, threshold)
-    # a History's phases have a verdict of their own on whether anything was learned; bare margins have not
-    asked = name in ("mean_loss", "loss") or (name == "aum" and not isinstance(recorded, History))
-    silence = nothing_to_tell(scores, given, margins=name == "aum") if asked else None
+    silence = None if name == "paper" else nothing_to_tell(scores, given, margins=name == "aum")
     if silence is not None:
-        warnings.warn(
-            f"find_label_issues: {silence}, so that no label is flagged and the noise rate is unknown.",
-            UserWarning,
-            stacklevel=2,
-        )
+        if phases is None or not isinstance(recorded, History):  # else the verdict of the phases has said why
+            warnings.warn(
+                f"find_label_issues: {silence}, so that no label is flagged and the noise rate is unknown.",
+                UserWarning,
+                stacklevel=2,
+            )
         cut = float(scores.min())
     p_wrong = probability_wrong(scores, cut)
     return LabelIssues(
@@ -141,7 +136,7 @@ def find_label_issues(
 
 
 def _score(
-    data: _Recorded, phases: PhasesLike | None, method: Method, threshold: str
+    data: Recorded, phases: PhasesLike | None, method: Method, threshold: str
 ) -> tuple[Array, float, str, float | None]:
     """Return scores [N] (higher is better), the threshold, the name of the method, and its step."""
     if method == "auto":
@@ -189,36 +184,7 @@ def _needed(values: Array | None, what: str, method: str) -> Array:
     return values
 
 
-def _from_history(history: History, num_samples: int) -> _Recorded:
-    """Collect the records that carry per-sample values."""
-    lengths = {len(record.losses) for record in history.records if record.losses is not None}
-    if len(lengths - {num_samples}) > 0:
-        raise ValueError(
-            f"find_label_issues: every record must hold the same {num_samples} samples as the labels, got records of "
-            f"{sorted(lengths)[:5]}. Those of `watch` are of one minibatch each: record with a Probe on all samples."
-        )
-    found: dict[str, Array | None] = {}
-    rows: Array | None = None
-    for name in ("losses", "margins", "predictions"):
-        try:
-            rows_of_name, found[name] = history.per_sample(name)
-        except KeyError:
-            found[name] = None
-            continue
-        if rows is not None and not np.array_equal(rows, rows_of_name):
-            raise ValueError(
-                "find_label_issues: losses, margins and predictions must be in the same records, they are not."
-            )
-        rows = rows_of_name
-    if rows is None or (found["losses"] is None and found["margins"] is None):
-        raise ValueError(
-            "find_label_issues: the history must hold per-sample losses or margins, got none. "
-            "Record them with the probe (it does unless told not to)."
-        )
-    return _Recorded(history.steps[rows], found["losses"], found["margins"], found["predictions"])
-
-
-def _from_array(values: Array, labels: Array, kind: Kind, steps: Array | None, classes: Array) -> _Recorded:
+def _from_array(values: Array, labels: Array, kind: Kind, steps: Array | None, classes: Array) -> Recorded:
     """Bring an array to [T, N], deriving losses, margins and predictions from logits."""
     wide = kind in ("logits", "probabilities")
     if kind not in ("losses", "margins", "logits", "probabilities"):
@@ -235,9 +201,9 @@ def _from_array(values: Array, labels: Array, kind: Kind, steps: Array | None, c
             raise ValueError(
                 "find_label_issues: losses must not be negative, got some. Are these margins (kind='margins')?"
             )
-        return _Recorded(times, values, None, None)
+        return Recorded(times, values, None, None)
     if kind == "margins":
-        return _Recorded(times, None, values, None)
+        return Recorded(times, None, values, None)
     if values.shape[2] != len(classes):
         raise ValueError(
             f"find_label_issues: {kind} have {values.shape[2]} columns for {len(classes)} classes. "
@@ -249,7 +215,7 @@ def _from_array(values: Array, labels: Array, kind: Kind, steps: Array | None, c
     if not np.array_equal(classes[np.clip(codes, 0, len(classes) - 1)], labels):
         raise ValueError("find_label_issues: every label must be among the sorted `classes`, some are not.")
     of_given = margins(torch.from_numpy(values.astype(np.float64)), torch.from_numpy(codes)).numpy()
-    return _Recorded(times, cross_entropy(values, codes), of_given, classes[values.argmax(axis=-1)])
+    return Recorded(times, cross_entropy(values, codes), of_given, classes[values.argmax(axis=-1)])
 
 
 def _checked_labels(labels: Array | None) -> Array:
@@ -262,9 +228,9 @@ def _checked_labels(labels: Array | None) -> Array:
     return given
 
 
-def _check(data: _Recorded, labels: Array) -> None:
+def _check(data: Recorded, labels: Array) -> None:
     """Check what every method relies on."""
-    for name in ("losses", "margins", "predictions"):
+    for name in NAMES:
         values = getattr(data, name)
         if values is None:
             continue
@@ -283,7 +249,7 @@ def _check(data: _Recorded, labels: Array) -> None:
         raise ValueError("find_label_issues: steps must increase, they do not.")
 
 
-def _predicted(data: _Recorded, labels: Array, step: float | None) -> Array:
+def _predicted(data: Recorded, labels: Array, step: float | None) -> Array:
     """Return the label predicted most often until the step, [N]; -1 or "" where nothing was recorded."""
     if data.predictions is None:
         return np.full(len(labels), "" if labels.dtype.kind in "UO" else -1)
