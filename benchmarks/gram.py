@@ -47,15 +47,17 @@ def merge(part: str, rows: list[dict[str, object]]) -> None:
 
 
 def methods(options: argparse.Namespace) -> None:
-    """Time methods on workloads; every row is kept as soon as it is there, with its ratio to the floor of this run."""
+    """Time methods in turns with the floor; every row is kept as soon as it is there, with its ratio to the floor."""
     chosen = options.method or [name for name, found in METHODS.items() if found.is_available]
     for workload in options.workload or WORKLOADS:
         effort, floor = Effort(options.limit, options.budget), None
         for name in (FLOOR, *chosen):
             found = measure_apart(workload, name, threads=options.threads, effort=effort)
             if name == FLOOR:
-                effort, floor = replace(effort, ceiling=found.ceiling_gflops), found.seconds
-            ratio = None if found.seconds is None or floor is None else found.seconds / floor
+                effort = replace(effort, ceiling=found.ceiling_gflops, floor_batch=found.floor_batch)
+                floor = found.seconds
+            beside = found.floor_seconds or floor
+            ratio = None if found.seconds is None or beside is None else found.seconds / beside
             merge("measurements", [{"threads": options.threads} | asdict(found) | {"ratio_to_floor": ratio}])
             said = found.failure or f"{'>= ' * found.is_lower_bound}{found.seconds:.4f} s, {ratio:.3f}"
             print(f"{workload}, {name}: {said}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from sgdkern.benchmark.measurement import measure, measure_apart
 from sgdkern.benchmark.methods import Method, forward_backward, gram_of_rows, method
 from sgdkern.benchmark.operations import operation_speeds
 from sgdkern.benchmark.oracle import ERRORS, brute_force, truth
-from sgdkern.benchmark.timing import PeakMemory, available_mib, median_seconds
+from sgdkern.benchmark.timing import PeakMemory, available_mib, median_seconds, medians_in_turns
 from sgdkern.benchmark.work import layer_shapes, useful_flops
 from sgdkern.benchmark.workloads import Problem, Workload, mlp
 
@@ -230,6 +230,26 @@ def test_ratios_are_in_units_of_the_floor():
     document = json.loads(json.dumps(found.as_dict()))
     assert document["measurements"][1]["ratio_to_floor"] == 1.5
     assert "/" not in json.dumps(machine())
+
+
+def test_turns():
+    """One after the other, so that what slows one down slows all."""
+    calls, now = [], iter(range(1000))
+    runs = [lambda: calls.append("a"), lambda: calls.append("b")]
+    medians, rounds = medians_in_turns(runs, budget=8.0, clock=lambda: next(now))
+    assert calls == ["a", "b"] * rounds
+    assert (medians, rounds) == ([1, 1], 4)
+    assert medians_in_turns(runs, budget=0.0)[1] == 3
+
+
+def test_the_floor_beside_a_method_is_its_unit():
+    floor = measure("tiny", FLOOR, QUICK)
+    assert floor.floor_batch in (20, 32)
+    beside = measure("tiny", "sgdkern", dataclasses.replace(QUICK, floor_batch=floor.floor_batch))
+    assert beside.repeats >= 3
+    assert beside.floor_seconds > 0
+    found = Benchmark(1, (floor, beside))
+    assert found.ratio(beside) == beside.seconds / beside.floor_seconds
 
 
 def test_share_of_ceiling():

@@ -50,7 +50,7 @@ class Benchmark:
     def ratio(self, measurement: Measurement) -> float | None:
         """Return a time in units of one forward and backward over the same samples; None where either is missing."""
         floors = {m.workload: m.seconds for m in self.measurements if m.method == FLOOR}
-        floor = floors.get(measurement.workload)
+        floor = measurement.floor_seconds or floors.get(measurement.workload)
         return None if measurement.seconds is None or floor is None else measurement.seconds / floor
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,15 +96,16 @@ def benchmark(
     pairs = [(workload, method) for workload in workloads for method in (FLOOR, *ours)]
     pairs += [(workload, method) for workload in workloads for method in others]
     measurements: list[Measurement] = []
-    ceilings: dict[str, float | None] = {}
+    floors: dict[str, Measurement] = {}
     effort, end = effort or Effort(), time.monotonic() + within
     for done, (workload, method) in enumerate(pairs):
         if progress is not None:
             progress(f"{workload}: {method}", done / len(pairs))
-        told = replace(effort, ceiling=ceilings.get(workload))
+        floor = floors.get(workload)
+        told = effort if floor is None else replace(effort, ceiling=floor.ceiling_gflops, floor_batch=floor.floor_batch)
         measurements.append(_within(end, within / _SHARES, workload, method, threads, told))
         if method == FLOOR:
-            ceilings[workload] = measurements[-1].ceiling_gflops
+            floors[workload] = measurements[-1]
     return Benchmark(threads, tuple(measurements))
 
 

@@ -12,7 +12,7 @@ import torch
 from sgdkern.benchmark import peers as peers  # fills METHODS
 from sgdkern.benchmark.methods import METHODS, Method, forward_backward
 from sgdkern.benchmark.oracle import CHECKED_SAMPLES, ERRORS, truth
-from sgdkern.benchmark.timing import PeakMemory, available_mib, median_seconds, seconds_of
+from sgdkern.benchmark.timing import PeakMemory, available_mib, median_seconds, medians_in_turns, seconds_of
 from sgdkern.benchmark.work import ceiling_gflops, useful_flops
 from sgdkern.benchmark.workloads import WORKLOADS, Problem
 
@@ -37,11 +37,13 @@ class Effort:
         limit: Seconds that one run may take where it can be told before; what takes longer is bounded from below.
         budget: Seconds over which a short run is repeated.
         ceiling: Rate of a square matrix product, 10^9 operations a second, where it has been measured; None to do so.
+        floor_batch: The floor's fastest batch size where it is known: a method is then timed in turns with the floor.
     """
 
     limit: float = 30.0
     budget: float = 2.0
     ceiling: float | None = None
+    floor_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Measurement:
         seconds: The median over `repeats` runs after those that warm up.
         first_seconds: The first run with all samples, layers studied and buffers made.
         repeats: How many runs.
+        floor_seconds: The floor's median in turns with these runs, None where it was not run beside them.
+        floor_batch: The floor's fastest batch size, of a row that is a floor.
         is_lower_bound: Whether it was run on some of the samples only: its time is scaled up, and so many plain
             products of gradients as are missing are added at the rate of a square matrix product.
         peak_mib: By how much the process grew at its peak, MiB; for a lower bound, what its gradients take.
@@ -74,6 +78,8 @@ class Measurement:
     seconds: float | None = None
     first_seconds: float | None = None
     repeats: int = 0
+    floor_seconds: float | None = None
+    floor_batch: int | None = None
     is_lower_bound: bool = False
     peak_mib: float | None = None
     error: float | None = None
@@ -89,8 +95,16 @@ class Measurement:
         return self.useful_flops / self.seconds / self.ceiling_gflops / 1e9
 
 
-def _repeated(run: Callable[[], object], first: float, budget: float) -> tuple[float, int]:
-    return (first, 1) if first > LONG_SECONDS else median_seconds(run, budget=budget)
+def _repeated(problem: Problem, run: Callable[[], object], first: float, effort: Effort) -> dict[str, Any]:
+    """Seconds and repeats of a method, in turns with the floor where its batch size is known."""
+    if first > LONG_SECONDS:
+        return {"seconds": first, "repeats": 1}
+    if (batch := effort.floor_batch) is None or effort.budget == 0:
+        seconds, repeats = median_seconds(run, budget=effort.budget)
+        return {"seconds": seconds, "repeats": repeats}
+    forward_backward(problem, batch)
+    both, repeats = medians_in_turns([run, lambda: forward_backward(problem, batch)], budget=effort.budget)
+    return {"seconds": both[0], "floor_seconds": both[1], "repeats": repeats}
 
 
 def _floor(workload: str, problem: Problem, effort: Effort) -> Measurement:
@@ -100,11 +114,12 @@ def _floor(workload: str, problem: Problem, effort: Effort) -> Measurement:
     memory = PeakMemory()
     first = seconds_of(lambda: forward_backward(problem, problem.num_samples))
     peak = memory.mib()
-    found = [median_seconds(lambda: forward_backward(problem, problem.num_samples), budget=effort.budget)]
-    for size in sizes:
+    found = []
+    for size in (problem.num_samples, *sizes):
         forward_backward(problem, size)
-        found.append(median_seconds(lambda size=size: forward_backward(problem, size), budget=effort.budget))  # type: ignore[misc]
-    seconds, repeats = min(found)
+        median, repeats = median_seconds(lambda size=size: forward_backward(problem, size), budget=effort.budget)  # type: ignore[misc]
+        found.append((median, repeats, size))
+    seconds, repeats, batch = min(found)
     return Measurement(
         workload,
         FLOOR,
@@ -114,6 +129,7 @@ def _floor(workload: str, problem: Problem, effort: Effort) -> Measurement:
         seconds=seconds,
         first_seconds=first,
         repeats=repeats,
+        floor_batch=batch,
         peak_mib=peak,
         useful_flops=useful_flops(problem, "gradient"),
         ceiling_gflops=ceiling_gflops(),
@@ -173,15 +189,8 @@ def _measured(workload: str, chosen: Method, problem: Problem, effort: Effort) -
     wrong = max(wrong, error(true, kept.pop(), False))
     if not wrong <= LARGEST_ERROR:
         return Measurement(**row, error=wrong, failure=f"wrong by {wrong:.1%}")
-    seconds, repeats = _repeated(lambda: chosen.run(problem), first, effort.budget)
-    return Measurement(
-        **row,
-        seconds=seconds,
-        first_seconds=first,
-        repeats=repeats,
-        peak_mib=peak,
-        error=wrong,
-    )
+    timed = _repeated(problem, lambda: chosen.run(problem), first, effort)
+    return Measurement(**row, **timed, first_seconds=first, peak_mib=peak, error=wrong)
 
 
 def measure(workload: str, method: str, effort: Effort | None = None) -> Measurement:

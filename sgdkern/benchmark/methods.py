@@ -18,7 +18,7 @@ from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.gram_pass import gram_matrix
 from sgdkern.order_parameters import OrderParameters, order_parameters
-from sgdkern.statistics import statistics
+from sgdkern.statistics import LARGEST_GRAM, statistics
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,14 @@ def _all_but_alignment(problem: Problem) -> OrderParameters:
 @method("sgdkern, with R", "order parameters and R")
 def _with_alignment(problem: Problem) -> OrderParameters:
     return _by_passes(problem, 512)
+
+
+@method("sgdkern, order parameters", "order parameters and R")
+def _order_parameters(problem: Problem) -> OrderParameters:
+    """As a user calls it, and a probe: by whichever of K and the passes is cheaper."""
+    measure = gram_matrix if problem.num_samples <= LARGEST_GRAM else per_sample_gradients
+    source = measure(problem.model, problem.loss, problem.inputs, problem.targets)
+    return order_parameters(source, batch_size=batch_size(problem), num_minibatches=512)
 
 
 @method("sgdkern, one product", "covariance product")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgdkern.benchmark.timing import median_seconds
-from sgdkern.benchmark.work import ceiling_gflops
+from sgdkern.benchmark.timing import median_seconds, medians_in_turns
+from sgdkern.benchmark.work import CEILING_FLOPS, ceiling_product
 from sgdkern.ops import OPS
 from sgdkern.ops.registry import Arguments
 
@@ -25,7 +25,7 @@ class OperationSpeed:
         seconds: Median time of the operation as installed.
         reference_seconds: The same of the reference in plain PyTorch.
         gflops: Useful 10^9 operations a second.
-        ceiling_gflops: The best rate of a square matrix product in this process so far.
+        ceiling_gflops: The median rate of a square matrix product, in turns with the operation.
     """
 
     operation: str
@@ -95,23 +95,23 @@ def operation_speeds(
         within: Seconds for everything; what is then not done is left out.
 
     Yields:
-        One line a shape; the ceiling is the best rate so far, since other programs can only lower it.
+        One line a shape.
     """
     before, end = torch.get_num_threads(), time.monotonic() + within
     torch.set_num_threads(threads)
-    ceiling = 0.0
+    product = ceiling_product(dtype)
     try:
         for name, arguments in ARGUMENTS.items():
             op = OPS[name]
             for shape, args in arguments(dtype):
                 if time.monotonic() > end:
                     return
-                ceiling = max(ceiling, ceiling_gflops(dtype))
                 op(*args)
-                seconds, _ = median_seconds(lambda op=op, args=args: op(*args), budget=budget)  # type: ignore[misc]
+                product()
+                (seconds, full), _ = medians_in_turns([lambda op=op, args=args: op(*args), product], budget=budget)  # type: ignore[misc]
                 reference, _ = median_seconds(lambda op=op, args=args: op.reference(*args), budget=budget / 2)  # type: ignore[misc]
                 gflops = op.cost(*args).flops / seconds / 1e9
                 kind = str(dtype).removeprefix("torch.")
-                yield OperationSpeed(name, shape, kind, threads, seconds, reference, gflops, ceiling)
+                yield OperationSpeed(name, shape, kind, threads, seconds, reference, gflops, CEILING_FLOPS / full / 1e9)
     finally:
         torch.set_num_threads(before)

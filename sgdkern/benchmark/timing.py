@@ -4,7 +4,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -30,6 +30,28 @@ def median_seconds(
     while not times or (sum(times) < budget and len(times) < 50) or (len(times) < at_least and times[0] < budget):
         times.append(seconds_of(run, clock))
     return statistics.median(times), len(times)
+
+
+def medians_in_turns(
+    runs: Sequence[Callable[[], object]],
+    *,
+    budget: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[float], int]:
+    """Time functions one after the other, again and again: a processor whose rate drifts does so for all of them.
+
+    Args:
+        runs: What to time; each has been run once before.
+        budget: Seconds, for all of them together; there are three rounds at least.
+        clock: Tells seconds.
+
+    Returns:
+        The median of each in seconds, and the number of rounds.
+    """
+    rounds: list[list[float]] = []
+    while len(rounds) < 3 or (sum(map(sum, rounds)) < budget and len(rounds) < 50):
+        rounds.append([seconds_of(run, clock) for run in runs])
+    return [statistics.median(times) for times in zip(*rounds, strict=True)], len(rounds)
 
 
 def seconds_of(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

@@ -1,10 +1,11 @@
 """The floating point operations that a quantity cannot do without, counted from the layers' shapes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgdkern.benchmark.timing import seconds_of
 from sgdkern.benchmark.workloads import Problem
@@ -64,6 +65,22 @@ def useful_flops(problem: Problem, quantity: str) -> int | None:
 
 
 CEILING_SIZE = 2048
+CEILING_FLOPS = 2 * CEILING_SIZE**3
+
+
+def ceiling_product(dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+    """Make the square matrix product whose rate is the ceiling, in the type that sums are kept in.
+
+    Args:
+        dtype: The operands' type; bfloat16 and float16 are summed in float32.
+
+    Returns:
+        What multiplies them: `CEILING_FLOPS` operations a call.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, generator=generator).to(wide) for _ in range(2))
+    return lambda: torch.mm(a, b)
 
 
 def ceiling_gflops(dtype: torch.dtype = torch.float32) -> float:
@@ -75,8 +92,5 @@ def ceiling_gflops(dtype: torch.dtype = torch.float32) -> float:
     Returns:
         10^9 operations a second.
     """
-    wide = torch.promote_types(dtype, torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, generator=generator).to(wide) for _ in range(2))
-    seconds = min(seconds_of(lambda: torch.mm(a, b)) for _ in range(4))
-    return 2e-9 * CEILING_SIZE**3 / seconds
+    product = ceiling_product(dtype)
+    return 1e-9 * CEILING_FLOPS / min(seconds_of(product) for _ in range(4))
