@@ -21,16 +21,7 @@ from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss, loss_identity, unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, part_of, slices_of
-from sgdkern.recorded_pass import (
-    Pass,
-    check_finite,
-    check_gradients,
-    entries,
-    gradients,
-    has_irregular,
-    located,
-    recorded,
-)
+from sgdkern.recorded_pass import Pass, check_gradients, entries, gradients, located, recorded
 from sgdkern.recorder import Site
 from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
 
@@ -110,11 +101,16 @@ def per_sample_gradients(
     parts = []
     for start in range(0, problem.num_samples, size):
         stop = min(start + size, problem.num_samples)
-        part = problem if stop - start == problem.num_samples else part_of(problem, torch.arange(start, stop))
-        if part.seed is not None:
-            part = dataclasses.replace(part, seed=part.seed + start)  # chunks must not share their masks
-        parts.append(captured(part))
+        parts.append(captured(chunk_of(problem, start, stop)))
     return parts[0] if len(parts) == 1 else GradientMatrix.stack(parts, consume=True)
+
+
+def chunk_of(problem: Problem, start: int, stop: int) -> Problem:
+    """The problem for samples start … stop − 1; chunks do not share their random numbers."""
+    if stop - start == problem.num_samples:
+        return problem
+    seed = None if problem.seed is None else problem.seed + start
+    return dataclasses.replace(part_of(problem, torch.arange(start, stop)), seed=seed)
 
 
 def posed(
@@ -208,18 +204,23 @@ def captured(problem: Problem) -> GradientMatrix:
     with preserve(problem.model, seed=problem.seed):
         seen = recorded(problem)
         plan = plan_for(problem, seen)
+        places = located(seen, plan.layouts)
         edges = [site.edge for site in seen.recorder.sites]
-        seen.grads = gradients(seen.losses.sum(), edges, retain_graph=has_irregular(seen, plan.layouts))
-        check_finite(problem, seen)
-        placed = entries(seen, located(seen, plan.layouts), plan.explicit)
-        if plan.explicit:
-            rows = explicit_gradients(problem, list(plan.explicit), method=plan.method)
-            placed += [Entry(Explicit(row), (Whole((name,)),)) for name, row in rows.items()]
-    check_gradients(placed)
+        seen.grads = gradients(seen.losses.sum(), edges, retain_graph=False)
+        placed = entries(seen, places, plan.explicit) + explicit_entries(problem, plan, seen.dtype)
+    check_gradients(placed, problem.numbers)
     coverage = coverage_of(problem, seen.recorder.sites, plan)
     return GradientMatrix(
         tuple(placed), slices_of(problem.tracked), at_least_single(seen.losses.detach()), outputs_of(seen), coverage
     )
+
+
+def explicit_entries(problem: Problem, plan: Plan, dtype: torch.dtype) -> list[Entry]:
+    """Explicit gradients of the parameters that need them."""
+    if not plan.explicit:
+        return []
+    rows = explicit_gradients(problem, list(plan.explicit), method=plan.method)
+    return [Entry(Explicit(row.to(dtype)), (Whole((name,)),)) for name, row in rows.items()]
 
 
 def outputs_of(seen: Pass) -> Tensor | None:

@@ -79,7 +79,7 @@ class Derived:
     def push(self, vectors: Tensor, slices: Mapping[str, slice]) -> Tensor:
         """J v; parameters that are not columns of G stand still."""
         parts = [[vector[slices[name]] if name in slices else None for name in self.parameters] for vector in vectors]
-        return torch.stack([self.pushforward(part) for part in parts])
+        return torch.stack([self.pushforward(part) for part in parts]).to(vectors.dtype)
 
     def pull(self, local: Tensor, out: Tensor, slices: Mapping[str, slice]) -> None:
         """Jᵀ u, where it falls on columns of G."""

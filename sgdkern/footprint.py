@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from sgdkern.layers import Scattered
 from sgdkern.preserve import preserve
 from sgdkern.problem import Problem, part_of
-from sgdkern.recorded_pass import recorded
+from sgdkern.recorded_pass import located, recorded
+from sgdkern.study import plan_for
 
 # Samples of the pass that is weighed; what does not grow with their number (masks, positions) counts in full.
 WEIGHED_SAMPLES = 3
+# The same where samples have parts of their own sizes (packed sequences, routed rows): the largest of these counts.
+UNLIKE_SAMPLES = 48
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,18 @@ class Footprint:
         return self.activations + self.factors + 2 * self.largest
 
 
-def footprint(problem: Problem) -> Footprint:
+def footprint(problem: Problem, *, num_samples: int = WEIGHED_SAMPLES) -> Footprint:
     """Weigh a forward pass over a few samples; nothing is kept of it.
 
     Args:
         problem: the model and its batch.
+        num_samples: how many; more where samples turn out to differ in size.
 
     Returns:
         Bytes a sample, rounded up.
     """
-    few = part_of(problem, torch.arange(min(WEIGHED_SAMPLES, problem.num_samples)))
+    count = min(num_samples, problem.num_samples)
+    few = part_of(problem, torch.linspace(0, problem.num_samples - 1, count).round().long())
     own = {tensor.untyped_storage().data_ptr() for tensor in (*problem.model.parameters(), *problem.model.buffers())}
     saved: dict[int, int] = {}
 
@@ -56,31 +66,61 @@ def footprint(problem: Problem) -> Footprint:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
-    with preserve(problem.model, seed=problem.seed), torch.autograd.graph.saved_tensors_hooks(weigh, lambda held: held):
-        seen = recorded(few)
-        sites = seen.recorder.sites
-        inputs: dict[int, int] = {}
-        for site in sites:
+    with preserve(problem.model, seed=problem.seed):
+        hidden = _Hidden(weigh)
+        with torch.autograd.graph.saved_tensors_hooks(weigh, lambda held: held), hidden:
+            seen = recorded(few)
+        returned = seen.outputs.nbytes if isinstance(seen.outputs, Tensor) else 0
+        inputs: dict[Any, int] = {}  # layers share the factors of what they share; scattered rows are put together anew
+        outputs = []
+        places = located(seen, plan_for(few, seen).layouts)
+        for number, (site, where) in enumerate(zip(seen.recorder.sites, places, strict=True)):
+            rows = where.padding if isinstance(where, Scattered) else 1.0
+            outputs.append(int(rows * site.shape.numel() * seen.dtype.itemsize))
             for value in (*site.args, *site.kwargs.values()):
                 if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in own:
                     weigh(value)
-                    inputs[value.untyped_storage().data_ptr()] = value.numel() * _single_bytes(value)
-        outputs = [site.shape.numel() * max(4, _largest(site.args)) for site in sites]
-    returned = seen.outputs.nbytes if isinstance(seen.outputs, Tensor) else 0
-    whole = sum(saved.values()), sum(inputs.values()) + sum(outputs), max(outputs, default=0), returned
+                    width = seen.dtype.itemsize if value.is_floating_point() else value.element_size()
+                    sharing = number if isinstance(where, Scattered) else None
+                    inputs[sharing, value.data_ptr(), value.shape] = int(rows * value.numel() * width)
+    if count < min(UNLIKE_SAMPLES, problem.num_samples) and any(isinstance(where, Scattered) for where in places):
+        del seen
+        return footprint(problem, num_samples=UNLIKE_SAMPLES)
+    activations = sum(saved.values()) + max(hidden.sizes.values(), default=0)
+    whole = activations, sum(inputs.values()) + sum(outputs), max(outputs, default=0), returned
     return Footprint(*(-(-size // few.num_samples) for size in whole))
 
 
-def _single_bytes(tensor: Tensor) -> int:
-    """Bytes of an element as factors keep it: half precision as single."""
-    return max(4, tensor.element_size()) if tensor.is_floating_point() else tensor.element_size()
+class _Hidden(TorchDispatchMode):
+    """Sizes of what each checkpointed part of a model computes, and will hold when it is computed again.
 
+    A checkpoint keeps what autograd saves inside it from the hooks of others: they are not on top there.
 
-def _largest(values: tuple[object, ...]) -> int:
-    """Bytes of an element of the most precise of a call's tensors."""
-    return max(
-        (value.element_size() for value in values if isinstance(value, Tensor) and value.is_floating_point()), default=4
-    )
+    Args:
+        hook: the hook that is on top elsewhere.
+    """
+
+    def __init__(self, hook: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._hook = hook
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and weigh its outputs where another's hook is on top."""
+        out = func(*args, **(kwargs or {}))
+        top = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        if top is not None and top[0] is not self._hook:
+            given, made = (
+                {
+                    leaf.untyped_storage().data_ptr(): leaf.nbytes
+                    for leaf in tree_leaves(tree)
+                    if isinstance(leaf, Tensor)
+                }
+                for tree in ((args, kwargs), out)
+            )
+            size = sum(size for place, size in made.items() if place not in given)
+            self.sizes[id(top[0])] = self.sizes.get(id(top[0]), 0) + size
+        return out
 
 
 def samples_at_once(problem: Problem, budget: int) -> int:

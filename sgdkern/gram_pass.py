@@ -10,17 +10,17 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from sgdkern.capture import BatchLoss, Params, captured, coverage_of, outputs_of, posed
-from sgdkern.columns import Entry, Whole
-from sgdkern.explicit import explicit_gradients
-from sgdkern.factors import Dense, Explicit
+from sgdkern.capture import BatchLoss, Params, captured, chunk_of, coverage_of, explicit_entries, outputs_of, posed
+from sgdkern.columns import Entry
+from sgdkern.factors import Dense
 from sgdkern.footprint import footprint
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss
 from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, part_of, slices_of
-from sgdkern.recorded_pass import Pass, check_gradients, has_irregular, recorded
+from sgdkern.recorded_pass import Pass, check_gradients, located, recorded
+from sgdkern.speaker import speaking_as
 from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
 from sgdkern.tiled_gram import cross_gram
 
@@ -140,8 +140,6 @@ def gram_matrix(
 ) -> GramMatrix:
     """K = G Gᵀ of all samples in the memory of an ordinary backward pass: K, and one layer's factors at a time.
 
-    Rows of no regular order (packed sequences, routed experts) need all layers' factors for a while.
-
     The same numbers as ``per_sample_gradients(...).gram()``, which keeps the factors of all layers for whatever may be
     asked next. Here each layer's part of K is added when its gradient comes by, and the layer is forgotten.
 
@@ -151,20 +149,19 @@ def gram_matrix(
         inputs: the samples.
         targets: what the loss compares with.
         params: restricts the gradient to parameters.
-        memory_budget: bytes for K, the model's outputs and the pass over the samples; rows of no regular order (packed
-            sequences, routed experts), recomputed checkpoints and explicit gradients come on top. Where all together
-            do not fit, K is formed in tiles:
-            the factors of some samples are held while those of all later ones are recomputed.
+        memory_budget: bytes for K, the model's outputs and the pass over the samples; explicit gradients come on top.
+            Where all together do not fit, K is formed in tiles: the factors of some samples are held while those of
+            all later ones are recomputed.
         batch_loss: a second form of the loss, ``batch_loss(model, batch)`` giving losses [N].
         batch: what ``batch_loss`` takes.
-        seed: seed of random layers.
+        seed: seed of random layers, whose masks are drawn tile by tile where K is formed in tiles.
 
     Returns:
         K, with losses and outputs.
 
     Raises:
         TypeError: as `per_sample_gradients`.
-        ValueError: as `per_sample_gradients`; or the budget holds too little, or asks to run random layers in parts.
+        ValueError: as `per_sample_gradients`; or the budget holds too little.
         RuntimeError: as `per_sample_gradients`.
 
     Example:
@@ -174,19 +171,10 @@ def gram_matrix(
         >>> K.gram().shape
         torch.Size([6, 6])
     """
-    problem = posed(model, loss_fn, inputs, targets, params, batch_loss, batch, seed)
-    if memory_budget is not None:
-        tiling = _tiling(problem, memory_budget)
-        if tiling is not None:
-            return _tiled(problem, *tiling)
-    with preserve(problem.model, seed=problem.seed):
-        seen = recorded(problem)
-        plan = plan_for(problem, seen)
-        if not has_irregular(seen, plan.layouts):
-            return _formed(problem, seen, plan)
-        del seen, plan  # the pass of the other way is not to stand beside this one
-    kept = captured(problem)
-    return GramMatrix(kept.gram(), kept.parameters, kept.losses, kept.outputs, kept.coverage)
+    with speaking_as("gram_matrix"):
+        problem = posed(model, loss_fn, inputs, targets, params, batch_loss, batch, seed)
+        tiling = None if memory_budget is None else _tiling(problem, memory_budget)
+        return _whole(problem) if tiling is None else _tiled(problem, *tiling)
 
 
 class _Sum:
@@ -231,17 +219,22 @@ class _Sum:
         GradientMatrix(tuple(entries), slices, self._losses).add_gram_to(gram)
 
 
+def _whole(problem: Problem) -> GramMatrix:
+    """K from one pass over all samples."""
+    with preserve(problem.model, seed=problem.seed):
+        seen = recorded(problem)
+        return _formed(problem, seen, plan_for(problem, seen))
+
+
 def _formed(problem: Problem, seen: Pass, plan: Plan) -> GramMatrix:
     """K from one recorded pass."""
     losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)
     coverage = coverage_of(problem, seen.recorder.sites, plan)
     total = _Sum(problem, losses)
-    give_away(seen, plan.layouts, plan.explicit, total.add)
-    if plan.explicit:
-        for name, rows in explicit_gradients(problem, list(plan.explicit), method=plan.method).items():
-            entries = [Entry(Explicit(rows), (Whole((name,)),))]
-            check_gradients(entries)
-            total.add(entries)
+    give_away(seen, located(seen, plan.layouts), plan.explicit, total.add)
+    for entry in explicit_entries(problem, plan, seen.dtype):
+        check_gradients([entry], problem.numbers)
+        total.add([entry])
     return GramMatrix(total.finish(), slices_of(problem.tracked), losses, outputs, coverage)
 
 
@@ -267,11 +260,6 @@ def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:
 
 def _tiled(problem: Problem, size: int, held_at_once: int) -> GramMatrix:
     """K block by block: a band of blocks is held while all later ones pass by."""
-    if problem.seed is not None:
-        raise ValueError(
-            "gram_matrix: random layers cannot be run again with the same masks block by block, got seed="
-            f"{problem.seed}. Call model.eval(), or raise memory_budget so that one pass does."
-        )
     few = captured(part_of(problem, torch.arange(min(STUDY_SAMPLES, problem.num_samples))))
     gram = torch.zeros(problem.num_samples, problem.num_samples, dtype=few.dtype, device=few.device)
     starts = range(0, problem.num_samples, size)
@@ -280,7 +268,7 @@ def _tiled(problem: Problem, size: int, held_at_once: int) -> GramMatrix:
     for first in range(0, len(spans), held_at_once):
         held: list[tuple[slice, GradientMatrix]] = []
         for number, columns in enumerate(spans[first:], first):
-            block = captured(part_of(problem, torch.arange(columns.start, columns.stop)))
+            block = captured(chunk_of(problem, columns.start, columns.stop))
             if first == 0:
                 seen.append(dataclasses.replace(block, entries=()))
             for rows, other in held:

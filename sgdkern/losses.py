@@ -128,8 +128,21 @@ def _checked(losses: Tensor) -> Tensor:
     return losses
 
 
-def check_losses(losses: Any, num_samples: int) -> Tensor:
-    """Losses as they must be: [N], floating point, finite, part of an autograd graph."""
+def check_losses(losses: Any, num_samples: int, numbers: Tensor | None = None) -> Tensor:
+    """Losses as they must be: [N], floating point, finite, part of an autograd graph.
+
+    Args:
+        losses: what the loss gave.
+        num_samples: N.
+        numbers: the samples' numbers in the user's batch; None for 0 … N − 1.
+
+    Returns:
+        The losses.
+
+    Raises:
+        ValueError: if they are something else.
+        RuntimeError: if some are not finite.
+    """
     if not isinstance(losses, Tensor) or losses.shape != (num_samples,):
         got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(
@@ -145,9 +158,10 @@ def check_losses(losses: Any, num_samples: int) -> Tensor:
         )
     bad = (~torch.isfinite(losses.detach())).nonzero()[:, 0].tolist()
     if bad:
+        first = [place if numbers is None else int(numbers[place]) for place in bad[:10]]
         raise RuntimeError(
             f"per_sample_gradients: losses must be finite, got {losses.detach()[bad[0]].item()} for {len(bad)} of "
             f"{num_samples} samples "
-            f"(first: {bad[:10]}). Look at these inputs, or lower the learning rate: training may have diverged."
+            f"(first: {first}). Look at these inputs, or lower the learning rate: training may have diverged."
         )
     return losses

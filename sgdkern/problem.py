@@ -25,6 +25,7 @@ class Problem:
         num_samples: N.
         seed: seed of random layers, None where there are none.
         loss_key: what tells one loss function from another.
+        numbers: the samples' numbers in the user's batch; None for 0 … N − 1.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Problem:
     num_samples: int
     seed: int | None = None
     loss_key: Any = None
+    numbers: Tensor | None = None
 
 
 def taken(value: Any, indices: Tensor) -> Any:
@@ -91,7 +93,9 @@ def count_samples(batch: Batch) -> int:
 
 def part_of(problem: Problem, indices: Tensor) -> Problem:
     """The problem for some of its samples."""
-    return dataclasses.replace(problem, batch=taken(problem.batch, indices), num_samples=len(indices))
+    numbers = indices if problem.numbers is None else problem.numbers[indices]
+    batch = taken(problem.batch, indices)
+    return dataclasses.replace(problem, batch=batch, num_samples=len(indices), numbers=numbers)
 
 
 def slices_of(tracked: Mapping[str, Tensor]) -> dict[str, slice]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +16,49 @@ from torch import Tensor, nn
 from sgdkern.columns import Columns, Derived, Entry, Part, Whole
 from sgdkern.layers import Call, Layout, Scattered, Unsupported, Use
 from sgdkern.losses import check_losses
+from sgdkern.passing_by import passing_by
+from sgdkern.placement import Place, negligible, row_norms
 from sgdkern.preserve import preserve, random_states
-from sgdkern.problem import Problem
+from sgdkern.problem import Problem, part_of
 from sgdkern.recorder import Recorder, Site
 
-# Where the samples are in a site's output: regularly, in rows to be found out pass by pass, or nowhere to be told.
-Place = Layout | Literal["scattered"] | None
+# Largest deviation of log2 of what weights do to a gradient from a whole number.
+WEIGHT_ERROR = 0.05
 
 
 @dataclass
 class Pass:
-    """One recorded forward pass."""
+    """One recorded forward pass.
+
+    Args:
+        losses: l_n, [N].
+        outputs: what the model returned.
+        recorder: the calls in which parameters met samples.
+        num_samples: N.
+        problem: where to look for the samples whose gradients are not finite.
+        grads: gradients at the recorded calls.
+    """
 
     losses: Tensor
     outputs: Any
     recorder: Recorder
     num_samples: int
+    problem: Problem | None = None
     grads: list[Tensor | None] = field(default_factory=list)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the factors: the widest of the parameters and of the layers' outputs, at least float32."""
+        recorder = self.recorder
+        dtypes = {site.dtype for site in recorder.sites} | {tensor.dtype for tensor in recorder.parameters.values()}
+        return functools.reduce(
+            torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point), torch.float32
+        )
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """The samples' numbers in the user's batch, where they are not 0 … N − 1."""
+        return None if self.problem is None else self.problem.numbers
 
 
 def recorded(problem: Problem) -> Pass:
@@ -50,8 +78,8 @@ def recorded(problem: Problem) -> Pass:
             f"{names or 'unknown'}). "
             "Call model.eval(), or pass seed= to measure one fixed draw."
         )
-    losses = check_losses(losses, problem.num_samples)
-    return Pass(losses, outputs, recorder, problem.num_samples)
+    losses = check_losses(losses, problem.num_samples, problem.numbers)
+    return Pass(losses, outputs, recorder, problem.num_samples, problem)
 
 
 def gradients(
@@ -88,7 +116,7 @@ def located(seen: Pass, layouts: Sequence[Place]) -> list[Layout | Scattered | N
     """Where the samples are in each site's output in this very pass; None where there is nothing to place.
 
     Args:
-        seen: the pass with the gradients of the plain sum of losses; its graph must still be there.
+        seen: the pass; its graph stays.
         layouts: what the study found.
 
     Returns:
@@ -98,34 +126,28 @@ def located(seen: Pass, layouts: Sequence[Place]) -> list[Layout | Scattered | N
         ValueError: if a row belongs to no one sample.
     """
     sites = seen.recorder.sites
-    irregular = [
-        is_irregular(site, layout, seen) and grad is not None and bool(grad.any())
-        for site, layout, grad in zip(sites, layouts, seen.grads, strict=True)
-    ]
-    places = iter(_owners(seen, [place for place, told in enumerate(irregular) if told]))
-    regular = [
+    found: list[Layout | Scattered | None] = [
         dataclasses.replace(layout, num_samples=seen.num_samples) if isinstance(layout, Layout) else None
         for layout in layouts
     ]
-    return [
-        Scattered(seen.num_samples, next(places)) if told else None if is_irregular(site, layout, seen) else where
-        for site, layout, where, told in zip(sites, layouts, regular, irregular, strict=True)
-    ]
+    irregular = [place for place, site in enumerate(sites) if is_irregular(site, layouts[place], seen)]
+    for place, owners in zip(irregular, _owners(seen, irregular), strict=True):
+        found[place] = Scattered(seen.num_samples, owners) if (owners >= 0).any() else None
+    return found
 
 
 def _owners(seen: Pass, places: Sequence[int]) -> list[Tensor]:
     """The sample of each row of some sites' outputs, [R] each; −1 for rows without a gradient."""
     if not places:
         return []
-    edges = [seen.recorder.sites[place].edge for place in places]
-    plain = [_rows(seen.grads[place]) for place in places]
-    found = [torch.where(one.any(1), 0, -1) for one in plain]
+    rows: list[Layout | None] = [None] * len(places)
+    plain = norms(seen, places, rows)
+    found = [torch.where(norm > 0, 0, -1) for norm in plain]
     for digit, weights in enumerate(weightings(seen.num_samples, seen.losses)):
-        weighted = gradients((weights * seen.losses).sum(), edges)
-        for owner, one, other in zip(found, plain, map(_rows, weighted), strict=True):
+        for owner, one, other in zip(found, plain, norms(seen, places, rows, weights), strict=True):
             present = owner >= 0
-            power = ((one * other).sum(1) / one.square().sum(1))[present].log2()
-            if not ((power - power.round()).abs() < 0.25).all():
+            power = (other / one)[present].log2()
+            if not ((power - power.round()).abs() < WEIGHT_ERROR).all():
                 raise ValueError(
                     "per_sample_gradients: each row of a layer's output must belong to one sample, but some gradients "
                     "belong to several. Does a layer or the loss mix samples?"
@@ -134,37 +156,71 @@ def _owners(seen: Pass, places: Sequence[int]) -> list[Tensor]:
     return [owner.clamp_max(seen.num_samples - 1) for owner in found]
 
 
-def _rows(grad: Tensor | None) -> Tensor:
-    """A gradient as float64 rows along its first axis; there is one, since irregular sites without any are left out."""
-    return torch.zeros(0, 1, dtype=torch.float64) if grad is None else grad.double().flatten(1)
+def norms(
+    seen: Pass, places: Sequence[int], layouts: Sequence[Layout | None], weights: Tensor | None = None
+) -> list[Tensor]:
+    """Norms of the gradients at some sites, by a pass that keeps nothing else.
+
+    Args:
+        seen: the pass; its graph stays.
+        places: numbers of the sites.
+        layouts: how to split each gradient; None takes rows along the first axis.
+        weights: of the losses, [N]; all 1 where not given.
+
+    Returns:
+        One norm a sample, or row, of each site, float64; zero where they are negligible.
+
+    Raises:
+        RuntimeError: if a gradient is not finite.
+    """
+    sites = seen.recorder.sites
+    found = [seen.losses.new_zeros(sites[place].shape[:1] or (1,), dtype=torch.float64) for place in places]
+
+    def receive(number: int, grad: Tensor | None) -> None:
+        layout = layouts[number]
+        if grad is not None and grad.numel():
+            parts = (grad if grad.ndim else grad[None]) if layout is None else layout.split(grad)
+            norm = row_norms(parts)
+            found[number] = norm.where(~(norm <= negligible(grad.dtype)), 0)
+
+    total = (seen.losses if weights is None else weights * seen.losses).sum()
+    passing_by(total, [sites[place].edge for place in places], receive, retain_graph=True)
+    check_finite(seen, places, found)
+    return found
 
 
-def entries(seen: Pass, places: Sequence[Layout | Scattered | None], explicit: Collection[str]) -> list[Entry]:
+def entries(
+    seen: Pass, places: Sequence[Layout | Scattered | None], explicit: Collection[str], *, last: bool = True
+) -> list[Entry]:
     """Factors of all recorded calls, on the columns of the parameters that do not go the explicit route.
 
     Args:
         seen: the pass; its gradients are let go one by one, so that no layer's is held twice.
         places: where the samples are in each site's output.
         explicit: names of the parameters to leave out.
+        last: whether the pass is not needed any more, so that its activations are let go as well.
 
     Returns:
         One entry a parameter, or pair of parameters, of each call.
     """
     placed = []
-    for number, (site, where) in enumerate(zip(seen.recorder.sites, places, strict=True)):
-        grad, seen.grads[number] = seen.grads[number], None
+    sites = seen.recorder.sites
+    for number, where in enumerate(places):
+        site, grad, seen.grads[number] = sites[number], seen.grads[number], None
+        if last:
+            sites[number] = site.without_arguments()
         if grad is not None and where is not None:
-            placed += site_entries(site, where, grad, seen.recorder, explicit)
+            placed += site_entries(seen, site, where, grad, explicit)
     return placed
 
 
 def site_entries(
-    site: Site, where: Layout | Scattered, grad: Tensor, recorder: Recorder, explicit: Collection[str]
+    seen: Pass, site: Site, where: Layout | Scattered, grad: Tensor, explicit: Collection[str]
 ) -> list[Entry]:
     """Factors of one recorded call, on the columns of the parameters that do not go the explicit route."""
-    if site.parameters <= set(explicit):
+    if explicit and site.parameters <= set(explicit):
         return []
-    found = [_placed(use, recorder, explicit) for use in uses(site, where, grad, recorder)]
+    found = [_placed(use, seen.recorder, explicit) for use in uses(seen, site, where, grad)]
     return [entry for entry in found if entry is not None]
 
 
@@ -175,16 +231,12 @@ def is_irregular(site: Site, layout: Place, seen: Pass) -> bool:
     return layout == "scattered"
 
 
-def has_irregular(seen: Pass, layouts: Sequence[Place]) -> bool:
-    """Whether a further backward pass over the same graph must find the samples of some site's rows."""
-    return any(is_irregular(site, layout, seen) for site, layout in zip(seen.recorder.sites, layouts, strict=True))
-
-
-def uses(site: Site, layout: Layout | Scattered, grad: Tensor, recorder: Recorder) -> list[Use]:
-    """What a site's parameters receive, in at least single precision."""
-    call = Call(_single(grad, recorder), layout, recorder.tracked, recorder.unexpanded)
-    args = [_single(arg, recorder) for arg in site.args]
-    kwargs = {key: _single(arg, recorder) for key, arg in site.kwargs.items()}
+def uses(seen: Pass, site: Site, layout: Layout | Scattered, grad: Tensor) -> list[Use]:
+    """What a site's parameters receive, in the pass's dtype."""
+    recorder = seen.recorder
+    call = Call(_widened(grad, seen), layout, recorder.tracked, recorder.unexpanded)
+    args = [_widened(arg, seen) for arg in site.args]
+    kwargs = {key: _widened(arg, seen) for key, arg in site.kwargs.items()}
     with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
         try:
             inspect.signature(site.layer.rule).bind(call, *args, **kwargs)
@@ -193,11 +245,11 @@ def uses(site: Site, layout: Layout | Scattered, grad: Tensor, recorder: Recorde
         return list(site.layer.rule(call, *args, **kwargs))
 
 
-def _single(value: Any, recorder: Recorder) -> Any:
-    """Activations off the autograd graph, half precision as float32; parameters as they are, known by identity."""
-    if not isinstance(value, Tensor) or recorder.tracked(value):
+def _widened(value: Any, seen: Pass) -> Any:
+    """Activations off the autograd graph, in the pass's dtype; parameters as they are, known by identity."""
+    if not isinstance(value, Tensor) or seen.recorder.tracked(value):
         return value
-    return value.detach().float() if value.dtype in (torch.bfloat16, torch.float16) else value.detach()
+    return value.detach().to(seen.dtype) if value.is_floating_point() else value.detach()
 
 
 def _placed(use: Use, recorder: Recorder, explicit: Collection[str]) -> Entry | None:
@@ -250,33 +302,47 @@ def _derived(tensor: Tensor, names: tuple[str, ...], parameters: Sequence[Tensor
     return Derived(names, pullback, pushforward)
 
 
-def check_finite(problem: Problem, seen: Pass) -> None:
-    """Raise where a gradient of a pass is not finite, naming the parameters and, by a pass for each, the samples."""
-    if not has_finite_gradients(seen):
-        places = [place for place, grad in enumerate(seen.grads) if grad is not None and not _is_finite(grad)]
+def check_finite(seen: Pass, places: Sequence[int], found: Sequence[Tensor | None]) -> None:
+    """Raise where something found at some sites is not finite, naming the parameters and the first samples."""
+    wrong = [place for place, each in zip(places, found, strict=True) if each is not None and not _is_finite(each)]
+    if wrong:
+        names = frozenset[str]().union(*(seen.recorder.sites[place].parameters for place in wrong))
+        samples = [] if seen.problem is None else _culprits(seen.problem)
+        raise _not_finite(names, samples, None if seen.problem is None else seen.problem.numbers)
+
+
+# As many samples are looked for where gradients are not finite.
+NAMED = 10
+
+
+def _culprits(problem: Problem) -> list[int]:
+    """The first samples whose gradients are not finite: halves run alone, where no other sample's can spread."""
+    waiting, found = [torch.arange(problem.num_samples)], list[int]()
+    while waiting and len(found) < NAMED:
+        some = waiting.pop()
         with preserve(problem.model, seed=problem.seed):
-            again = recorded(problem)  # the pass's own graph may be used up
-        edges = [again.recorder.sites[place].edge for place in places]
-        found = [
-            sample
-            for sample, loss in enumerate(again.losses)
-            if any(grad is not None and not _is_finite(grad) for grad in gradients(loss, edges))
-        ]
-        raise _not_finite(frozenset[str]().union(*(seen.recorder.sites[place].parameters for place in places)), found)
+            try:
+                seen = recorded(part_of(problem, some))
+            except Exception:  # a model made for one batch size: which of these it is cannot be told
+                found += some.tolist()
+                continue
+            grads = gradients(seen.losses.sum(), [site.edge for site in seen.recorder.sites], retain_graph=False)
+        if all(grad is None or _is_finite(grad) for grad in grads):
+            continue
+        if len(some) == 1:
+            found += some.tolist()
+        else:
+            waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
+    return found[:NAMED]
 
 
-def has_finite_gradients(seen: Pass) -> bool:
-    """Whether all gradients of a pass are finite."""
-    return all(grad is None or _is_finite(grad) for grad in seen.grads)
-
-
-def check_gradients(placed: Sequence[Entry]) -> None:
-    """Raise where a gradient is not finite, naming the parameters and the samples."""
+def check_gradients(placed: Sequence[Entry], numbers: Tensor | None = None) -> None:
+    """Raise where a gradient is not finite, naming the parameters and the samples by their numbers in the batch."""
     for entry in placed:
         grads = entry.factors.output_grads
         if not _is_finite(grads):
             finite = torch.isfinite(grads.flatten(1)).all(1)
-            raise _not_finite(entry.parameters, (~finite).nonzero()[:, 0].tolist())
+            raise _not_finite(entry.parameters, (~finite).nonzero()[:, 0].tolist(), numbers)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -284,10 +350,11 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def _not_finite(parameters: Collection[str], samples: Sequence[int]) -> RuntimeError:
+def _not_finite(parameters: Collection[str], samples: Sequence[int], numbers: Tensor | None) -> RuntimeError:
     """The error for gradients that are not finite."""
+    first = [place if numbers is None else int(numbers[place]) for place in samples[:NAMED]]
+    which = f"some samples (first: {first})" if first else "some samples"
     return RuntimeError(
-        f"per_sample_gradients: gradients must be finite, but those at {sorted(parameters)[:5]} are not for "
-        f"{len(samples)} samples (first: {list(samples[:10])}). Look at these inputs, or lower the learning rate: "
-        "training may have diverged."
+        f"per_sample_gradients: gradients must be finite, but those at {sorted(parameters)[:5]} are not for {which}. "
+        "Look at these inputs, or lower the learning rate: training may have diverged."
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -22,20 +23,39 @@ from torch.overrides import TorchFunctionMode
 from sgdkern.layers import DECOMPOSITIONS, LAYERS, Layer
 
 _REPETITIONS = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
+# What may put samples into an order of their own: names of functions and methods without trailing underscores.
+_SUBSCRIPTS = {"__getitem", "__setitem"}
+_INDEXING = _SUBSCRIPTS | {"index_select", "index_add", "index_copy", "index_put", "gather", "take", "take_along_dim"}
+_INDEXING |= {"masked_select", "masked_scatter", "scatter", "scatter_add", "scatter_reduce", "sort", "topk"}
+_INDEXING |= {"_pack_padded_sequence"}
+_JOINING = {"cat", "concat", "concatenate", "stack", "vstack", "hstack"}
 # With max_norm these write to their table, frozen or not: their bodies are always looked into.
 _WRITERS = (nn.functional.embedding, nn.functional.embedding_bag)
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One recorded call: its rule, its arguments, and where its output's gradient will be found."""
+    """One recorded call: its rule, its arguments, and where its output's gradient will be found.
+
+    Args:
+        layer: the rule.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        edge: where the gradient of the output will be found.
+        shape: of the output.
+        dtype: of the output.
+        parameters: names of the parameters that went in.
+        reordered: whether the model had indexed samples before: their order here may depend on the samples.
+    """
 
     layer: Layer
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     edge: GradientEdge
     shape: torch.Size
+    dtype: torch.dtype
     parameters: frozenset[str]
+    reordered: bool
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -67,6 +87,7 @@ class Recorder(TorchFunctionMode):
         }
         self.constants: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.repeated: dict[int, Tensor] = {}
+        self.reordered = False
         self.num_samples = num_samples
         self.memory = {parameter.untyped_storage().data_ptr(): name for name, parameter in model.named_parameters()}
 
@@ -92,6 +113,7 @@ class Recorder(TorchFunctionMode):
             with self:
                 return inner(*args, **kwargs)
         tensors = list(_tensors((args, kwargs)))
+        self.reordered = self.reordered or self._reorders(func, args, tensors)
         met = frozenset[str]().union(*(self.sources[id(tensor)] for tensor in tensors if id(tensor) in self.sources))
         if all(id(tensor) in self.constants for tensor in tensors) and not self._meets_samples(func, args):
             return self._constant(func, args, kwargs, met)
@@ -129,6 +151,18 @@ class Recorder(TorchFunctionMode):
             return False
         return id(rows) not in self.sources and rows.ndim > 1 and len(rows) == self.num_samples
 
+    def _reorders(self, func: Any, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> bool:
+        """Whether a call may put samples into an order of their own: sorted, routed, packed, stacked one by one."""
+        name = getattr(func, "__name__", "").rstrip("_")
+        if name not in _INDEXING and not (name in _JOINING and args and len(args[0]) == self.num_samples > 1):
+            return False
+        if name in _SUBSCRIPTS:
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if not any(isinstance(index, Tensor | list | numpy.ndarray) for index in indices):
+                return False
+        moved = tensors if name == "__setitem" else tensors[:1]
+        return any(id(tensor) not in self.constants for tensor in moved)
+
     def _constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met: frozenset[str]) -> Any:
         """Run a function of constants alone: a constant too, and tracked where a tracked parameter went in."""
         out = func(*args, **kwargs)
@@ -162,7 +196,7 @@ class Recorder(TorchFunctionMode):
             name = getattr(func, "__name__", str(func))
             self.unruled.update(dict.fromkeys(met, name))
             return
-        self.sites.append(Site(layer, args, kwargs, get_gradient_edge(out), out.shape, met))
+        self.sites.append(Site(layer, args, kwargs, get_gradient_edge(out), out.shape, out.dtype, met, self.reordered))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ what still disagrees is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 import weakref
@@ -22,27 +23,34 @@ from sgdkern.columns import Entry
 from sgdkern.explicit import METHODS, explicit_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.layers import Layout, Unsupported
+from sgdkern.passing_by import passing_by
+from sgdkern.placement import Place, Placement, negligible
 from sgdkern.problem import Problem, dense_gradient, part_of, slices_of
 from sgdkern.recorded_pass import (
+    WEIGHT_ERROR,
     Pass,
-    Place,
     check_finite,
     entries,
     gradients,
-    has_finite_gradients,
+    is_irregular,
     located,
+    norms,
     recorded,
     uses,
     weightings,
 )
-from sgdkern.recorder import Recorder, Site
+from sgdkern.recorder import Site
+from sgdkern.speaker import speaker
 
 # The study's samples; their weights 1, 2, 4 are powers of two, so that weighting is exact in floating point.
 STUDY_SAMPLES = 3
 # Rounding of a sum whose terms cancel (the bias of a difference), in units of the norm of its terms.
 CANCELLATION = 32
-# Largest relative difference from autograd that still counts as agreement: rounding in a deep network in each dtype.
-AGREEMENT = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+# Largest relative difference from autograd that still counts as agreement: rounding in a deep network in each dtype. In
+# half precision autograd rounds each parameter's gradient: eight roundings.
+AGREEMENT = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 2**-4, torch.float16: 2**-7}
+# A gradient that nothing is left of in the parameters' products, times what inputs may add to it.
+UNSEEN = 2**20
 
 
 @dataclass(frozen=True)
@@ -53,17 +61,13 @@ class Plan:
         layouts: where the samples are in the output of each site.
         explicit: parameters that need explicit gradients, with the reason.
         method: how they get them.
-        conclusive: whether every site had a gradient to learn from; if not, the next pass is studied again.
     """
 
     layouts: tuple[Place, ...]
     explicit: Mapping[str, str]
     method: str = METHODS[0]
-    conclusive: bool = True
 
 
-# A gradient under each weighting of the losses, with the weights.
-Told = Sequence[tuple[Tensor, Tensor | None]]
 # Plans kept a model: losses made anew for each call would otherwise pile up.
 PLANS_KEPT = 32
 
@@ -78,13 +82,14 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     known = _plans.setdefault(problem.model, {})
     studied = min(problem.num_samples, STUDY_SAMPLES)
     for count in range(STUDY_SAMPLES, studied - 1, -1):  # more samples tell more: a last small batch learns from them
-        if (what, count) in known:
+        if (what, count) in known and holds(seen, known[what, count].layouts):
             return known[what, count]
     plan = _studied(problem, seen, signatures)
-    if plan.conclusive:
-        known[what, studied] = plan
-        while len(known) > PLANS_KEPT:
-            known.pop(next(iter(known)))
+    if not holds(seen, plan.layouts):
+        plan = _study(problem, seen)
+    known[what, studied] = plan
+    while len(known) > PLANS_KEPT:
+        known.pop(next(iter(known)))
     return plan
 
 
@@ -97,12 +102,10 @@ def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
     try:
         few = recorded(part)
     except Exception:  # a model made for one batch size; what is wrong with it otherwise has shown itself before
-        return _study(problem, _with_finite_gradients(problem))
+        return _study(problem, seen)
+    few.problem = problem  # all samples are looked at where some gradient is not finite
     if tuple(site.signature for site in few.recorder.sites) != signatures:
-        return _study(problem, _with_finite_gradients(problem))
-    few.grads = gradients(few.losses.sum(), [site.edge for site in few.recorder.sites])
-    if not has_finite_gradients(few):
-        _with_finite_gradients(problem)  # names the samples by their numbers among all
+        return _study(problem, seen)
     if problem.seed is None:
         _refuse_batch_dependence(
             problem.model, seen.losses.detach()[indices.to(seen.losses.device)], few.losses.detach()
@@ -110,12 +113,40 @@ def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
     return _study(part, few)
 
 
-def _with_finite_gradients(problem: Problem) -> Pass:
-    """A pass whose gradients are finite, and still its own to ask for others."""
-    seen = recorded(problem)
-    seen.grads = gradients(seen.losses.sum(), [site.edge for site in seen.recorder.sites])
-    check_finite(problem, seen)
-    return seen
+def holds(seen: Pass, layouts: Sequence[Place]) -> bool:
+    """Whether what other samples taught is so in this pass, wherever it may be otherwise.
+
+    Layers that no gradient reached may have one now; and where the model orders its samples by what they are (sorts
+    them, routes them), a few of them may have been in order by chance. There each sample's gradient must grow as the
+    weight of its loss does.
+
+    Args:
+        seen: the pass; its graph stays.
+        layouts: where the samples are, as far as is known.
+
+    Returns:
+        Whether the layouts hold.
+    """
+    sites = seen.recorder.sites
+    silent = [place for place, layout in enumerate(layouts) if layout == "silent"]
+    if silent and any(norm.any() for norm in norms(seen, silent, [None] * len(silent))):
+        return False
+    told = {
+        place: dataclasses.replace(layout, num_samples=seen.num_samples)
+        for place, (site, layout) in enumerate(zip(sites, layouts, strict=True))
+        if site.reordered and isinstance(layout, Layout) and not is_irregular(site, layout, seen)
+    }
+    if not told:
+        return True
+    generator = torch.Generator().manual_seed(seen.num_samples)
+    exponents = torch.randint(0, 8, (seen.num_samples,), generator=generator).to(seen.losses.device)
+    plain = norms(seen, list(told), list(told.values()))
+    weighted = norms(seen, list(told), list(told.values()), 2.0 ** exponents.to(seen.losses.dtype))
+    return all(
+        (((other / one).log2() - exponents).abs() < WEIGHT_ERROR)[one > 0].all()
+        for one, other in zip(plain, weighted, strict=True)
+        if one.any()
+    )
 
 
 def _refuse_batch_dependence(model: nn.Module, among_all: Tensor, among_few: Tensor) -> None:
@@ -143,7 +174,6 @@ class Findings:
 
     layouts: tuple[Place, ...]
     unexplained: Mapping[str, str]
-    conclusive: bool
     weights: Tensor
     truth: Mapping[str, Tensor]
     rounding: Mapping[str, float]
@@ -165,124 +195,94 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
     """
     _refuse_hidden(seen.losses)
     sites = seen.recorder.sites
-    edges = [site.edge for site in sites]
-    weights, *further = weightings(seen.num_samples, seen.losses)
-    plain = gradients(seen.losses.sum(), edges)
-    weighted = gradients((weights * seen.losses).sum(), edges, list(tracked.values()))
-    by_digit = [(weights, weighted)] + [(digit, gradients((digit * seen.losses).sum(), edges)) for digit in further]
+    plain = gradients(seen.losses.sum(), [site.edge for site in sites])
+    check_finite(seen, range(len(sites)), plain)
+    told, sums = _told(seen, plain, list(tracked.values()))
+    weights = weightings(seen.num_samples, seen.losses)[0]
     truth = {
-        name: dense_gradient(grad, parameter)
-        for (name, parameter), grad in zip(tracked.items(), weighted[len(edges) :], strict=True)
+        name: dense_gradient(grad, parameter) for (name, parameter), grad in zip(tracked.items(), sums, strict=True)
     }
-    told = [[(weight, grads[place]) for weight, grads in by_digit] for place in range(len(sites))]
-    layouts = [_layout(one, others, seen.num_samples) for one, others in zip(plain, told, strict=True)]
-    _refuse_coupled(model, sites, layouts, plain, told)
+    _refuse_coupled(model, sites, told)
+    layouts = [each.place for each in told]
     rounding = dict.fromkeys(tracked, 0.0)
-    for site, grad in zip(sites, weighted, strict=False):
-        if grad is not None:
-            noise = CANCELLATION * torch.finfo(grad.dtype).eps * float(grad.norm())
-            rounding.update({name: max(noise, rounding[name]) for name in site.parameters})
-    conclusive = all(grad is None or bool(grad.any()) for grad in plain)
+    for site, one in zip(sites, told, strict=True):
+        noise = CANCELLATION * torch.finfo(site.dtype).eps * one.norm
+        noise += UNSEEN * negligible(site.dtype) if one.place == "silent" else 0.0
+        rounding.update({name: max(noise, rounding[name]) for name in site.parameters})
+    del told
     unexplained: dict[str, str] = {}
     for place, (site, layout, grad) in enumerate(zip(sites, layouts, plain, strict=True)):
-        refusal = _refusal(site, layout, grad, seen.recorder)
+        refusal = _refusal(seen, site, layout, grad)
         if refusal is not None:
             unexplained.update(dict.fromkeys(site.parameters, f"{site.layer.name}: {refusal}"))
             layouts[place] = None
     seen.grads = plain
-    placed = entries(seen, located(seen, layouts), unexplained)
+    placed = entries(seen, located(seen, layouts), unexplained, last=False)
     for name, reason in _disagreeing(tracked, placed, weights, truth, rounding, seen.recorder.unruled).items():
         unexplained.setdefault(name, reason)
     in_order = {name: unexplained[name] for name in tracked if name in unexplained}
-    return Findings(tuple(layouts), in_order, conclusive, weights, truth, rounding)
+    return Findings(tuple(layouts), in_order, weights, truth, rounding)
+
+
+def _told(
+    seen: Pass, plain: Sequence[Tensor | None], parameters: Sequence[Tensor]
+) -> tuple[list[Placement], list[Tensor | None]]:
+    """What weights of the losses do to each gradient, and the parameters' gradients under the first weights."""
+    told = [Placement(grad, seen.num_samples) for grad in plain]
+    sums: list[list[Tensor | None]] = []
+    for weights in weightings(seen.num_samples, seen.losses):
+
+        def see(place: int, grad: Tensor | None, weights: Tensor = weights) -> None:
+            if grad is not None:
+                told[place].see(grad, weights)
+
+        total, leaves = (weights * seen.losses).sum(), () if sums else parameters
+        edges = [site.edge for site in seen.recorder.sites]
+        sums.append(passing_by(total, edges, see, leaves=leaves, retain_graph=True))
+    return told, sums[0]
 
 
 def _study(problem: Problem, seen: Pass) -> Plan:
     """The plan from a pass over a few samples, explicit routes tried out on the same samples."""
     found = examine(problem.model, problem.tracked, seen)
     if not found.unexplained:
-        return Plan(found.layouts, {}, conclusive=found.conclusive)
+        return Plan(found.layouts, {})
     method = _explicit_method(problem, found)
     listed = ", ".join(f"{name} ({reason})" for name, reason in list(found.unexplained.items())[:8])
     warnings.warn(
-        f"per_sample_gradients: explicit per-sample gradients for {len(found.unexplained)} parameters without a fast "
+        f"{speaker()}: explicit per-sample gradients for {len(found.unexplained)} parameters without a fast "
         f"route: {listed}. The result is exact; it takes more time and memory.",
         stacklevel=_level_outside(),
     )
-    return Plan(found.layouts, found.unexplained, method, found.conclusive)
+    return Plan(found.layouts, found.unexplained, method)
 
 
-def _refusal(site: Site, layout: Place, grad: Tensor | None, recorder: Recorder) -> str | None:
+def _refusal(seen: Pass, site: Site, layout: Place, grad: Tensor | None) -> str | None:
     """Why a site's rule does not hold for it; None where it does."""
     if layout is None:
         return "samples could not be told apart in its output"
     try:
         if grad is not None and isinstance(layout, Layout):
-            uses(site, layout, grad, recorder)
+            uses(seen, site, layout, grad)
     except Unsupported as reason:
         return str(reason)
     return None
 
 
-def _ratio_agrees(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
-    """Whether a weighted gradient is the plain one times ``weights``, up to rounding."""
-    tolerance = AGREEMENT.get(plain.dtype, 2e-3)
-    return bool((weighted - plain * weights).norm() <= tolerance * weighted.norm())
-
-
-def _layout(plain: Tensor | None, told: Told, num_samples: int) -> Place:
-    """The first axis along which a gradient's elements carry the weights of their samples; or rows that do."""
-    weighted = [(weights, other) for weights, other in told if other is not None]
-    if plain is None or not weighted:
-        return Layout(num_samples, 0)
-    if not plain.any():  # nothing to learn from here; rows are told apart when there is a gradient
-        return "scattered"
-    for axis in range(plain.ndim):
-        for minor in (False, True):
-            layout = Layout(num_samples, axis, minor)
-            if layout.fits(plain.shape) and all(_carries(layout, plain, other, weights) for weights, other in weighted):
-                return layout
-    in_rows = plain.ndim and all(_each_row_scales(plain, other, weights) for weights, other in weighted)
-    return "scattered" if in_rows else None
-
-
-def _carries(layout: Layout, plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
-    """Whether the samples' weights show along a layout's axis."""
-    one, other = layout.split(plain), layout.split(weighted)
-    return _ratio_agrees(one, other, weights.view(-1, *[1] * (one.ndim - 1)).to(one.dtype))
-
-
-def _each_row_scales(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
-    """Whether every row along the first axis scales by some sample's weight."""
-    rows = zip(plain.flatten(1), weighted.flatten(1), strict=True)
-    return all(any(_ratio_agrees(one, other, weight) for weight in weights.unique()) for one, other in rows)
-
-
-def _refuse_coupled(
-    model: nn.Module,
-    sites: Sequence[Site],
-    layouts: Sequence[Place],
-    plain: Sequence[Tensor | None],
-    told: Sequence[Told],
-) -> None:
+def _refuse_coupled(model: nn.Module, sites: Sequence[Site], told: Sequence[Placement]) -> None:
     """Raise where some element's gradient belongs to no one sample, or is out of order beside batch statistics."""
     names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
-    for site, layout, one, others in zip(sites, layouts, plain, told, strict=True):
-        if one is None:
+    for site, one in zip(sites, told, strict=True):
+        disordered = bool(names) and one.place in ("scattered", None)
+        if not one.mixed and not disordered:
             continue
-        mixed = any(other is not None and _elementwise_mixture(one, other, weights) for weights, other in others)
-        if not mixed and not (names and not isinstance(layout, Layout)):
-            continue
+        if one.underflows:
+            raise ValueError(
+                f"per_sample_gradients: gradients must be numbers of their dtype, but those at "
+                f"{sorted(site.parameters)[:3]} underflow in float16. Multiply the loss by a power of two, as gradient "
+                "scalers do (K grows by its square), or take bfloat16 or float32."
+            )
         raise _coupled(model, f"seen at {sorted(site.parameters)[:3]}")
-
-
-def _elementwise_mixture(plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
-    """Whether gradients' elements scale with no single sample's weight, in a share too large for rounding."""
-    error = torch.full_like(plain, torch.inf)
-    for weight in weights.unique().to(plain.dtype):
-        error = torch.minimum(error, (weighted - plain * weight).abs())
-    tolerance = max(AGREEMENT.get(plain.dtype, 2e-3), 1e-5)
-    return bool(error.norm() > tolerance * weighted.norm())
 
 
 def _refuse_hidden(losses: Tensor) -> None:
@@ -328,8 +328,8 @@ def _disagreeing(
 def _agrees(found: Tensor, expected: Tensor, dtype: torch.dtype, rounding: float) -> bool:
     """Whether two flat gradients are equal up to the rounding of a dtype and of cancelling terms."""
     expected = expected.to(found.dtype)
-    tolerance = AGREEMENT.get(dtype, 2e-3) * torch.maximum(expected.norm(), found.norm())
-    return bool((found - expected).norm() <= tolerance + rounding)
+    tolerance = AGREEMENT.get(dtype, 2e-3) * max(expected.norm(dtype=torch.float64), found.norm(dtype=torch.float64))
+    return bool((found - expected).norm(dtype=torch.float64) <= tolerance + rounding)
 
 
 def _explicit_method(problem: Problem, study: Findings) -> str:

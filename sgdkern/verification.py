@@ -16,6 +16,7 @@ from sgdkern.capture import Params, per_sample_gradients, tracked_parameters, un
 from sgdkern.losses import unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import count_samples, dense_gradient, forward, slices_of, taken
+from sgdkern.speaker import speaking_as
 
 # How much worse than plain autograd in the same dtype a route may be, both against float64: it sums in another order.
 MARGIN = 10.0
@@ -147,6 +148,14 @@ def verify(
         >>> report.agrees
         True
     """
+    with speaking_as("verify"):
+        return _verified(model, loss_fn, inputs, targets, params, num_samples)
+
+
+def _verified(
+    model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Any, targets: Any, params: Params, num_samples: int
+) -> Report:
+    """The report of `verify`."""
     if num_samples < 1:
         raise ValueError(f"verify: num_samples must be at least 1, got {num_samples}.")
     module = unwrapped(model)

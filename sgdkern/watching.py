@@ -16,16 +16,17 @@ from sgdkern.capture import tracked_parameters, unwrapped
 from sgdkern.classification import margins_and_predictions
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.history import History
-from sgdkern.layers import Layout, Scattered
 from sgdkern.losses import check_losses, unreduced
 from sgdkern.order_parameters import order_parameters
+from sgdkern.placement import Place
 from sgdkern.problem import slices_of
 from sgdkern.record import Record
-from sgdkern.recorded_pass import Pass, Place, check_gradients, entries, gradients, is_irregular, located
+from sgdkern.recorded_pass import Pass, check_gradients, entries, located
 from sgdkern.recorder import Recorder
 from sgdkern.schedule import Every, schedule
+from sgdkern.speaker import speaking_as
 from sgdkern.statistics import Groups
-from sgdkern.study import examine
+from sgdkern.study import examine, holds
 
 # Largest relative difference between the loop's loss gradient and a multiple of loss_fn's: rounding, not another loss.
 SAME_LOSS = 1e-2
@@ -86,10 +87,11 @@ class watch:
         seed: int = 0,
         on_record: Callable[[Record], object] | None = None,
     ) -> None:
-        self._module = unwrapped(model)
+        with speaking_as("watch"):
+            self._module = unwrapped(model)
+            self._tracked = tracked_parameters(self._module, params)
         if self._module is not model and not isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise ValueError("watch: the model must not be compiled, since compiled code hides its layers. Use Probe.")
-        self._tracked = tracked_parameters(self._module, params)
         self._given_loss, self._unreduced = loss_fn, unreduced(loss_fn)
         self._batch_size, self._groups, self._is_due = batch_size, groups, schedule(every)
         self._num_minibatches, self._generator = num_minibatches, torch.Generator().manual_seed(seed)
@@ -176,6 +178,11 @@ class watch:
                 "watch: the loss must be seen, but loss_fn was not called between forward and backward. "
                 "Call the very loss_fn that was given, or watched.loss_fn(outputs, targets) for a function of your own."
             )
+        with speaking_as("watch"):
+            return self._measured(step, recorder, call, run)
+
+    def _measured(self, step: int, recorder: Recorder, call: tuple[Tensor, Any], run: Callable[[], None]) -> None:
+        """Run the loop's backward pass, and measure by what comes by."""
         began = time.perf_counter()
         outputs, targets = call
         losses = check_losses(self._unreduced(outputs, targets), recorder.num_samples)
@@ -183,7 +190,7 @@ class watch:
         layouts = self._places(seen)
         (expected,) = torch.autograd.grad(losses.sum(), outputs, retain_graph=True)
         edges = [site.edge for site in recorder.sites]
-        places = self._located(seen, layouts)
+        places = located(seen, layouts)
         passing = time.perf_counter()
         found = _gradients_passing_by([*edges, torch.autograd.graph.get_gradient_edge(outputs)], run)
         after = time.perf_counter()
@@ -199,13 +206,12 @@ class watch:
         self.seconds += time.perf_counter() - after + passing - began
         if self._on_record is not None:
             self._on_record(record)
-        return None
 
     def _places(self, seen: Pass) -> tuple[Place, ...]:
         """Where the samples are; studied at the first minibatch of a kind, on the loop's own graph."""
         sites = seen.recorder.sites
         key = (tuple(site.signature for site in sites), seen.num_samples)
-        if key not in self._layouts:
+        if key not in self._layouts or not holds(seen, self._layouts[key]):
             found = examine(self._module, self._tracked, seen)
             if found.unexplained:
                 reasons = ", ".join(f"{name} ({reason})" for name, reason in list(found.unexplained.items())[:5])
@@ -213,18 +219,8 @@ class watch:
                     f"watch: every parameter must have a fast route, but these have none: {reasons}. "
                     "Leave them out by params=, or use Probe, which computes explicit gradients."
                 )
-            if not found.conclusive:  # no gradient reached some layer: the next minibatch is studied again
-                return found.layouts
             self._layouts[key] = found.layouts
         return self._layouts[key]
-
-    def _located(self, seen: Pass, layouts: tuple[Place, ...]) -> list[Layout | Scattered | None]:
-        """Where the samples are in this minibatch; rows in no regular order cost passes of their own."""
-        sites = seen.recorder.sites
-        seen.grads = [None] * len(sites)
-        if any(is_irregular(site, layout, seen) for site, layout in zip(sites, layouts, strict=True)):
-            seen.grads = gradients(seen.losses.sum(), [site.edge for site in sites])
-        return located(seen, layouts)
 
     def _record(self, step: int, matrix: GradientMatrix, targets: Any) -> Record:
         """Order parameters of one minibatch."""

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sgdkern.capture import per_sample_gradients, posed
 from sgdkern.footprint import footprint
@@ -40,6 +41,43 @@ model = nn.Sequential(
 )
 inputs, targets = torch.randint(0, 500, (128, 32)), torch.randint(0, 10, (128,))
 """,
+    "packed": """
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.body = nn.LSTM(64, 64), nn.Sequential(nn.Linear(64, 1024), nn.Tanh(), nn.Linear(1024, 256))
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x):
+        lengths = (x[:, :, 0] != 0).sum(1)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        rows = self.body(self.rnn(packed)[0].data)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(packed._replace(data=rows), batch_first=True)
+        return self.head(padded.sum(1))
+
+model, inputs, targets = Packed(), torch.randn(256, 24, 64), torch.randint(0, 10, (256,))
+inputs[torch.arange(24) >= torch.randint(12, 25, (256, 1))] = 0
+""",
+    "routed": """
+class Routed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.head = nn.Linear(64, 4), nn.Linear(64, 10)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 64)) for _ in range(4)
+        )
+
+    def forward(self, x):
+        tokens = x.flatten(0, 1)
+        gates, chosen = self.gate(tokens).softmax(-1).max(-1)
+        out = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero()[:, 0]
+            out = out.index_add(0, rows, expert(tokens[rows]) * gates[rows, None])
+        return self.head(out.view_as(x).mean(1))
+
+model, inputs, targets = Routed(), torch.randn(400, 32, 64), torch.randint(0, 10, (400,))
+""",
 }
 # The largest layer's inputs and output gradients, bytes a sample.
 LARGEST_LAYER = {
@@ -47,10 +85,13 @@ LARGEST_LAYER = {
     "convolutional": 4 * (32 + 64) * 1024,
     "deep": 4 * 1024,
     "transformer": 4 * 32 * (64 + 500),
+    "packed": 4 * 24 * (1024 + 256),
+    "routed": 4 * 32 * (64 + 512),  # all tokens of a sample may go to one expert
 }
 SCRIPT = """
 import json, torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from sgdkern.capture import per_sample_gradients, posed
 from sgdkern.footprint import footprint
 from sgdkern.gram_pass import gram_matrix
@@ -166,3 +207,29 @@ def test_a_gram_matrix_in_tiles_is_the_same(share: float) -> None:
     torch.testing.assert_close(tiled.losses, whole.losses)
     torch.testing.assert_close(tiled.outputs, whole.outputs)
     assert tiled.coverage == whole.coverage
+
+
+def test_a_checkpoint_is_weighed_as_it_is_computed_again() -> None:
+    """One checkpointed block at a time holds what all blocks hold at once without checkpoints."""
+
+    class Blocks(nn.Module):
+        def __init__(self, *, checkpointed: bool) -> None:
+            super().__init__()
+            self.checkpointed = checkpointed
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Sigmoid(), nn.Linear(512, 64)) for _ in range(6)
+            )
+            self.head = nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+            return self.head(x)
+
+    plain, kept = (
+        footprint(posed(model, nn.CrossEntropyLoss(), torch.randn(8, 64), torch.arange(8) % 3, None, None, None, None))
+        for model in (Blocks(checkpointed=False), Blocks(checkpointed=True))
+    )
+    hidden, made = 4 * 512, 4 * (3 * 512 + 64)  # what GELU alone saves of a block; all that a block computes
+    assert kept.factors == plain.factors
+    assert plain.activations - kept.activations == 6 * hidden - made

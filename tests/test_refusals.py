@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 import sgdkern.explicit
 from sgdkern.capture import per_sample_gradients
+from sgdkern.gram_pass import gram_matrix
+from sgdkern.verification import verify
+from sgdkern.watching import watch
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 CROSS_ENTROPY = nn.CrossEntropyLoss()
@@ -22,11 +25,15 @@ def network(*middle: nn.Module) -> nn.Module:
 
 
 def refused(error: type[Exception], pattern: str, model: nn.Module, *arguments: Any, **options: Any) -> None:
-    """The call raises an error with this text, and changes nothing."""
+    """Both calls raise an error with this text that begins with their own name, and change nothing."""
     before = Snapshot(model, seeded_grads=True)
-    with pytest.raises(error, match=pattern):
-        per_sample_gradients(model, *arguments, **options)
-    assert before.changes() == []
+    functions = (per_sample_gradients,) if "chunk_size" in options else (per_sample_gradients, gram_matrix)
+    for function in functions:
+        with pytest.raises(error, match=pattern) as caught:
+            function(model, *arguments, **options)
+        name = str(caught.value).partition(":")[0]
+        assert name in (function.__name__, "params", "unreduced")
+        assert before.changes() == []
 
 
 class TestCoupledSamples:
@@ -223,6 +230,18 @@ class TestArguments:
 
     def test_detached_loss(self) -> None:
         refused(ValueError, "autograd graph", network(), lambda out, y: out.detach().sum(1), X, Y)
+
+
+def test_errors_begin_with_what_was_called() -> None:
+    coupled = network(nn.BatchNorm1d(5))
+    with pytest.raises(ValueError, match=r"^verify: samples must not be coupled"):
+        verify(coupled, CROSS_ENTROPY, X, Y)
+    with watch(coupled, CROSS_ENTROPY, every=1), pytest.raises(ValueError, match=r"^watch: samples must not be"):
+        CROSS_ENTROPY(coupled(X), Y).backward()
+    with pytest.raises(TypeError, match=r"^watch: model must be a torch\.nn\.Module"):
+        watch(lambda x: x, CROSS_ENTROPY)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^per_sample_gradients: samples"):
+        per_sample_gradients(coupled, CROSS_ENTROPY, X, Y)
 
 
 class TestNonFinite:

@@ -69,6 +69,12 @@ class Scattered:
     owners: Tensor
     axis: int = 0
 
+    @property
+    def padding(self) -> float:
+        """How many times as many rows there are when each sample has as many as the one with most."""
+        counts = self.owners[self.owners >= 0].bincount(minlength=self.num_samples)
+        return self.num_samples * int(counts.max()) / max(1, len(self.owners))
+
     def split(self, tensor: Tensor) -> Tensor:
         """[R, …] as [N, k, …], where k is the largest number of rows of a sample; missing rows are zeros."""
         order = self.owners.argsort(stable=True)

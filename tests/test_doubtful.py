@@ -1,0 +1,213 @@
+"""What a few samples cannot teach about a batch: orders that depend on the samples, layers that no gradient reached."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from oracles import per_sample_gradients as by_loop
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from sgdkern.capture import per_sample_gradients
+from sgdkern.gram_pass import gram_matrix
+from sgdkern.watching import watch
+
+
+def sines(outputs: Tensor, _: object = None) -> Tensor:
+    return outputs.sin().flatten(1).sum(1)
+
+
+class Sorted(nn.Module):
+    """Sorts its samples, as packed sequences once had to be, and puts them back at the end."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.cell, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort(descending=True)
+        if self.way == "index":
+            x = x[order]
+        elif self.way == "list":
+            x = x[order.tolist()]
+        elif self.way == "select":
+            x = x.index_select(0, order)
+        elif self.way == "gather":
+            x = x.gather(0, order[:, None].expand_as(x))
+        elif self.way == "stack":
+            x = torch.stack([x[place] for place in order.tolist()])
+        elif self.way == "into":
+            x = torch.zeros_like(x).index_copy(0, order.argsort(), x)
+        out = self.head(self.cell(x).tanh())
+        return out[order.argsort()]
+
+
+@pytest.mark.parametrize("way", ["index", "list", "select", "gather", "stack", "into"])
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_samples_that_are_sorted_within_although_the_studied_ones_were_in_order(way: str, function: object) -> None:
+    """The first, middle and last sample are in order by chance, the others are not."""
+    torch.manual_seed(0)
+    model, x = Sorted(way).double(), torch.randn(9, 4, dtype=torch.float64)
+    x[0, 0], x[4, 0], x[8, 0] = 3, 0, -3
+    expected = by_loop(model, (x,), sines, 9)
+    found = function(model, sines, x, torch.zeros(9))
+    torch.testing.assert_close(found.gram(), expected @ expected.T)
+
+
+def test_a_known_plan_is_checked_against_each_batch_that_is_sorted_within() -> None:
+    torch.manual_seed(0)
+    model = Sorted("index")
+    for _ in range(4):
+        x = torch.randn(6, 4)
+        if not _:
+            x = x[x[:, 0].argsort(descending=True)]  # all in order: the plan says so
+        G = per_sample_gradients(model, sines, x, torch.zeros(6))
+        torch.testing.assert_close(G.dense(), by_loop(model, (x,), sines, 6))
+        with watch(model, sines, every=1) as watched:
+            watched.loss_fn(model(x), None).backward()
+        torch.testing.assert_close(watched.gradients.dense(), by_loop(model, (x,), sines, 6))
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, padded again before a layer that sees them sequence first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        lengths, order = lengths.sort(descending=True)
+        packed = pack_padded_sequence(x[order].transpose(0, 1), lengths)
+        padded, _ = pad_packed_sequence(self.rnn(packed)[0], total_length=x.shape[1])
+        return self.head(padded).transpose(0, 1)[order.argsort()]
+
+
+@pytest.mark.parametrize("lengths", [[5, 2, 4, 3, 4, 1, 3], [5, 5, 5, 5, 5, 5, 5], [5, 2, 4, 5, 4, 1, 5]])
+def test_packed_sequences_sorted_by_hand(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    model, inputs = Packed().double(), (torch.randn(7, 5, 3, dtype=torch.float64), torch.tensor(lengths))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = gram_matrix(model, sines, inputs, torch.zeros(7))
+    expected = by_loop(model, inputs, sines, 7)
+    torch.testing.assert_close(found.gram(), expected @ expected.T)
+
+
+class Gated(nn.Module):
+    """A layer before a gate that is shut for most samples, sequence first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return self.head(x + self.inner(x) * (x[:1, :, :1] > 9)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_a_layer_that_no_studied_sample_reaches_sequence_first(function: object) -> None:
+    torch.manual_seed(0)
+    model, x = Gated().double(), torch.randn(8, 3, 4, dtype=torch.float64)
+    x[[1, 5], 0, 0] = 10  # not among the three that are studied
+    expected = by_loop(model, (x,), sines, 8)
+    torch.testing.assert_close(function(model, sines, x, torch.zeros(8)).gram(), expected @ expected.T)
+
+
+def deep(dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(400) for layer in (nn.Linear(8, 8), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(8, 3)).to(dtype), torch.randn(12, 8).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_gradients_that_vanish_on_their_way_through_many_layers(function: object, dtype: torch.dtype) -> None:
+    """In the first layers they are no numbers of the dtype any more: nothing is said of samples being mixed."""
+    model, x = deep(dtype)
+    found = function(model, nn.CrossEntropyLoss(), x, torch.arange(12) % 3).gram()
+    late = per_sample_gradients(model[700:], nn.CrossEntropyLoss(), model[:700](x).detach(), torch.arange(12) % 3)
+    torch.testing.assert_close(found, late.gram(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_gradients_that_underflow_in_float16_are_refused_as_such(function: object) -> None:
+    model, x = deep(torch.float16)
+    with pytest.raises(ValueError, match=r"underflow in float16\. Multiply the loss by a power of two"):
+        function(model, nn.CrossEntropyLoss(), x, torch.arange(12) % 3)
+
+
+class Wide(nn.Module):
+    """Double precision where it is needed, single elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide, self.scale = nn.Linear(4, 5), nn.Linear(5, 3).double(), nn.Parameter(torch.rand(4) + 1)
+        self.normal = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(self.narrow((self.normal(x).double() * self.scale).float()).tanh().double())
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_layers_of_several_precisions(back: bool) -> None:
+    """Products are in the widest; no gradient is less precise than autograd's own."""
+    torch.manual_seed(0)
+    model, x = Wide(), torch.randn(6, 4)
+    if back:
+        model = nn.Sequential(model, nn.Flatten(), nn.Identity())
+    truth = by_loop(model, (x,), sines, 6)
+    G = per_sample_gradients(model, sines, x, torch.zeros(6))
+    K = gram_matrix(model, sines, x, torch.zeros(6))
+    assert G.dtype == G.gram().dtype == K.dtype == G.matvec(torch.ones(G.num_params)).dtype == torch.float64
+    torch.testing.assert_close(G.dense(), truth.double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(K.gram(), G.gram(), rtol=1e-12, atol=1e-12)
+    v, w = torch.randn(G.num_params), torch.randn(6)
+    torch.testing.assert_close(G.matvec(v), G.dense() @ v.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(G.rmatvec(w), G.dense().T @ w.double(), rtol=1e-6, atol=1e-6)
+    chunked = per_sample_gradients(model, sines, x, torch.zeros(6), chunk_size=4)
+    torch.testing.assert_close(chunked.gram(), G.gram(), rtol=1e-6, atol=1e-6)
+
+
+class Spiked(nn.Module):
+    """Has no finite gradient where an input is zero; what other samples receive is not touched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).abs().sqrt())
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (per_sample_gradients, {}),
+        (per_sample_gradients, {"chunk_size": 5}),
+        (per_sample_gradients, {"chunk_size": 1}),
+        (per_sample_gradients, {"memory_budget": 5000}),
+        (gram_matrix, {}),
+        (gram_matrix, {"memory_budget": 16_000}),
+    ],
+)
+def test_samples_without_finite_gradients_are_named_by_their_numbers(function: object, options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model, x = Spiked(), torch.randn(40, 4)
+    x[[23, 31]] = 0
+    first = r"\[23\]" if options else r"\[23, 31\]"
+    with pytest.raises(
+        RuntimeError, match=rf"gradients must be finite, but those at \['inner.weight'\].*first: {first}"
+    ):
+        function(model, nn.CrossEntropyLoss(), x, torch.arange(40) % 3, **options)
+    with pytest.raises(RuntimeError, match=r"losses must be finite.*first: \[23"):
+        function(model, lambda out, t: out.sum(1) / (t != 23), x, torch.arange(40), **options)
+
+
+def test_a_batch_whose_every_gradient_is_bad_names_the_first() -> None:
+    model, x = Spiked(), torch.zeros(300, 4)
+    with pytest.raises(RuntimeError, match=r"first: \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\]\)"):
+        gram_matrix(model, nn.CrossEntropyLoss(), x, torch.arange(300) % 3)
