@@ -37,8 +37,8 @@ GiveUp = Callable[[int, int], bool]  # vectors multiplied so far, vectors foreca
 _ROUNDING = 32.0
 # Of a unit vector, squared: where less than half lies outside the basis, rounding may be seen in what is left.
 _MOSTLY_INSIDE = 0.5
-# Forecasts begin after this many blocks; T's eigenvalues cost nothing before.
-_FORECAST_BLOCKS = 6
+# Forecasts begin after this many blocks; up to the second number T's eigenvalues cost nothing.
+_FORECAST_BLOCKS, _EVERY_BLOCK = 4, 6
 # A Ritz pair with a smaller residual, relative to its value, is counted as one eigenvalue.
 _SINGLE = 0.05
 # T's eigenvalues are looked at a little before the forecast, but not before the basis has grown by this factor; where
@@ -276,7 +276,7 @@ def _forecast(
 
 def _next_check(size: int, block: int, needed: int | None) -> int:
     """The size of the basis at which T's eigenvalues are looked at next."""
-    if size < _FORECAST_BLOCKS * block:
+    if size < _EVERY_BLOCK * block:
         return size + block
     if needed is None:
         return max(size + block, int(_BLIND_GROWTH * size))

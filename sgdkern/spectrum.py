@@ -27,6 +27,9 @@ _BLOCK = 16
 _LAPACK_SAMPLES, _LAPACK_SAMPLES_A_NUMBER = 1280, 512
 # A basis of x N on the stored K costs (1.5 x + 7 x²) times what LAPACK does on the whole; measured there too.
 _LANCZOS_COST = (1.5, 7.0)
+# A forecast from fewer blocks may be off by half: an iteration is then given up only where it costs this many times
+# more.
+_EARLY_BLOCKS, _EARLY_DOUBT = 6, 2.0
 # D_s where nothing is known beforehand: 80 to 160 in the paper's networks.
 _TYPICAL_DIMENSION = 100
 
@@ -224,7 +227,7 @@ def _prefers_lapack(n: int, request: Request) -> bool:
     """Whether all eigenvalues of a stored matrix are found sooner than the wanted ones."""
     if request.num_eigenvalues is None:
         return n <= _LAPACK_SAMPLES
-    return n <= _LAPACK_SAMPLES_A_NUMBER or _dearer_than_lapack(n, 0, _needed(request.num_eigenvalues, request))
+    return n <= _LAPACK_SAMPLES_A_NUMBER or _cost(n, 0, _needed(request.num_eigenvalues, request)) > 1
 
 
 def _needed(count: int, request: Request) -> int:
@@ -246,15 +249,20 @@ def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLik
     # A broad spectrum needs a basis that costs more than LAPACK: where what is left to do seems to, the matrix is
     # diagonalised whole, if its float64 form fits.
     if request.max_matvecs is None and _gram_bytes(G, whole=True) <= request.memory_bound:
-        request = dataclasses.replace(request, give_up=functools.partial(_dearer_than_lapack, G.num_samples))
+        request = dataclasses.replace(request, give_up=functools.partial(_hopeless, G.num_samples, request.block))
     found = sample_space.stored_gram(together, together.gram(), request)
     return sample_space.whole_gram(together, request) if found.remedy and request.give_up else found
 
 
-def _dearer_than_lapack(n: int, spent: int, needed: int) -> bool:
-    """Whether the iteration from the vectors spent to those needed costs more than LAPACK on N × N."""
+def _hopeless(n: int, block: int, spent: int, needed: int) -> bool:
+    """Whether what is left of an iteration seems to cost more than LAPACK."""
+    return _cost(n, spent, needed) > (_EARLY_DOUBT if spent < _EARLY_BLOCKS * block else 1)
+
+
+def _cost(n: int, spent: int, needed: int) -> float:
+    """What the iteration from the vectors spent to those needed costs, in units of LAPACK on N × N."""
     linear, square = _LANCZOS_COST
-    return linear * (needed - spent) / n + square * (needed**2 - spent**2) / n**2 > 1
+    return linear * (needed - spent) / n + square * (needed**2 - spent**2) / n**2
 
 
 def _gram_bytes(G: Source, *, whole: bool) -> int:
