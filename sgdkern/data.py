@@ -41,6 +41,9 @@ class Dataset:
         class_names: One name a class.
         train_images: The training images as stored, uint8 [N, H, W] or [N, H, W, 3].
         scaling: How ``train_inputs`` were made from the images, in words.
+        train_indices: Position of each training sample among the source's images (those of its training part, where it
+            has one), int64 [N]: whatever is known of the images is known of the samples by it.
+        num_source: How many images these are.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Dataset:
     class_names: tuple[str, ...]
     train_images: np.ndarray[Any, np.dtype[np.uint8]]
     scaling: str
+    train_indices: np.ndarray[Any, np.dtype[np.int64]]
+    num_source: int
 
     @property
     def num_train(self) -> int:
@@ -136,16 +141,17 @@ def load_data(
         raise ValueError(f"load_data: test_share must lie between 0 and 1, got {test_share}.")
     raw = LOADERS[name](None if root is None else Path(root), download, image_size)
     train_images, train_labels = raw.train_images, raw.train_labels
+    train_indices = np.arange(len(train_labels))
     if raw.test_images is None or raw.test_labels is None:
         test_count = max(round(test_share * len(train_labels)), len(raw.class_names))
         keep, held_out = _stratified_split(train_labels, len(train_labels) - test_count, seed=seed)
         test_images, test_labels = train_images[held_out], train_labels[held_out]
-        train_images, train_labels = train_images[keep], train_labels[keep]
+        train_images, train_labels, train_indices = train_images[keep], train_labels[keep], train_indices[keep]
     else:
         test_images, test_labels = raw.test_images, raw.test_labels
     if train_samples is not None and train_samples < len(train_labels):
         keep, _ = _stratified_split(train_labels, train_samples, seed=seed + 1)
-        train_images, train_labels = train_images[keep], train_labels[keep]
+        train_images, train_labels, train_indices = train_images[keep], train_labels[keep], train_indices[keep]
     if test_samples is not None and test_samples < len(test_labels):
         keep, _ = _stratified_split(test_labels, test_samples, seed=seed + 2)
         test_images, test_labels = test_images[keep], test_labels[keep]
@@ -168,6 +174,8 @@ def load_data(
             train_images if raw.largest == 255.0 else _full_range(train_images, raw.largest)
         ),
         scaling=words,
+        train_indices=train_indices,
+        num_source=len(raw.train_labels),
     )
 
 

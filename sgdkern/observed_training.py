@@ -8,11 +8,12 @@ the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -194,7 +195,7 @@ def _probe(config: RunConfig, data: Dataset, trainer: Trainer, folder: Path, his
         data.train_labels,
         batch_size=min(config.batch_size, data.num_train),
         groups={"c": ~wrong.cpu(), "w": wrong.cpu()} if known and wrong is not None else None,
-        partitions=_partitions(config, data),
+        partitions=named_groups(config, data),
         null_every=None if config.groups == "none" else config.spectrum_every,
         spectrum_every=config.spectrum_every,
         population_size=data.num_train,
@@ -209,16 +210,45 @@ def _probe(config: RunConfig, data: Dataset, trainer: Trainer, folder: Path, his
     return probe
 
 
-def _partitions(config: RunConfig, data: Dataset) -> dict[str, dict[str, Tensor]]:
-    """The groups whose alignment is asked for: the classes by the labels as given, those without a sample left out."""
+def named_groups(config: RunConfig, data: Dataset) -> dict[str, dict[str, Tensor]]:
+    """Say whose alignment is asked for: that of the classes, or of the groups that a file names.
+
+    Args:
+        config: The settings; ``groups`` is ``none``, ``classes`` or a file.
+        data: The data set, with labels as given.
+
+    Returns:
+        Partition to group to samples, boolean [N]; groups without a sample are left out.
+
+    Raises:
+        ValueError: If there is no such file, or it does not hold one group for each image of the source.
+    """
     if config.groups == "none":
         return {}
-    labels = data.train_labels.cpu()
-    return {
-        config.groups: {
-            name: labels == number for number, name in enumerate(data.class_names) if bool((labels == number).any())
-        }
-    }
+    if config.groups == "classes":
+        labels = data.train_labels.cpu().numpy()
+        return {"classes": _masks(np.array(data.class_names)[labels], data.class_names)}
+    path = Path(config.groups)
+    if not path.is_file():
+        raise ValueError(f"run: groups must be none, classes or a file, got {config.groups!r}. Is the path right?")
+    if path.suffix == ".npy":
+        names = np.load(path, allow_pickle=False).astype(str)
+    else:
+        names = np.array(path.read_text(encoding="utf-8").splitlines())
+    if names.shape != (data.num_source,):
+        raise ValueError(
+            f"run: groups must hold one group for each of the {data.num_source} images of {data.name}, in their order "
+            f"and before any split, got {list(names.shape)} in {path}. A .npy file holds an array, any other file one "
+            "group a line."
+        )
+    kept = names[data.train_indices]
+    return {path.stem: _masks(kept, np.unique(kept).tolist())}
+
+
+def _masks(groups: np.ndarray[Any, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """The samples of each group that has any."""
+    masks = {name: torch.from_numpy(groups == name) for name in names}
+    return {name: mask for name, mask in masks.items() if bool(mask.any())}
 
 
 def _metrics(config: RunConfig, data: Dataset, model: nn.Module, *, with_spectrum: bool) -> dict[str, float]:

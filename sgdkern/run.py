@@ -25,6 +25,7 @@ from sgdkern.observed_training import (
     HISTORY,
     OnProgress,
     Progress,
+    named_groups,
     new_trainer,
     observe_training,
 )
@@ -85,6 +86,7 @@ def run(
     _refuse_device(config.device)
     with threads(config.threads):
         data = run_data(config).to(torch.device(config.device))
+        named_groups(config, data)  # what cannot be used is refused before anything is written
         _open_folder(folder, config, overwrite=overwrite)
         observed = observe_training(config, data, folder, resume=resume, on_progress=on_progress)
         phases = label_phases(observed.history)

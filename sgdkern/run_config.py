@@ -40,7 +40,8 @@ class RunConfig:
         measurements: About how many measurements, evenly spaced in the logarithm of the step.
         spectrum_every: The noise spectrum is taken at every so many measurements.
         groups: ``classes`` follows how the gradients of the classes align, and what chance gives, at the measurements
-            that take the spectrum; ``none``.
+            that take the spectrum; a file (one group an image of the source: a ``.npy`` array, or a line each) does it
+            for sources, annotators, …; ``none``.
         keep_best: Whether the weights of phase II's best moment are kept in the run folder.
         stop_at_alarm: Whether training ends where phase III is seen to have begun.
         seed: Draws the split, the noise, the weights and the order of the samples.
@@ -81,7 +82,6 @@ class RunConfig:
             "noise": NOISE_KINDS,
             "model": tuple(MODELS),
             "activation": tuple(ACTIVATIONS),
-            "groups": ("none", "classes"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sgdkern.benchmark import FLOOR, METHODS, Measurement
 from sgdkern.cli import app
-from sgdkern.cli.run import _widths
+from sgdkern.cli.run import _alarm, _widths
 from sgdkern.cli.run import run as run_command
 from sgdkern.run_config import RunConfig
 
@@ -300,3 +300,11 @@ def test_the_module_is_the_command() -> None:
         [sys.executable, "-m", "sgdkern.cli", "doctor", "--json"], capture_output=True, env=os.environ, check=True
     )
     assert json.loads(done.stdout)["versions"]["python"]
+
+
+def test_an_alarm_that_the_finished_run_does_not_bear_out_is_told_with_that():
+    alarm = {
+        "seen_at": 9, "step": 7, "best_step": 3, "checkpoint": None, "test_error": 0.2, "test_error_at_best_step": 0.1
+    }  # fmt: skip
+    told = [_alarm(alarm, borne_out=borne_out) for borne_out in (True, False)]
+    assert told[1] == told[0] + "; the finished run does not bear it out (see phases)"

@@ -422,6 +422,11 @@ def test_the_alarm_is_told_with_the_moment_to_go_back_to(tmp_path: Path) -> None
     assert "the alarm was raised at epoch 42" in text
     assert "go back to was epoch 10, whose weights are in best_phase_II.pt" in text
     assert "Test error: 10.0 % at that moment, 20.0 % at the alarm, and 50.0 % at the end." in text
+    assert "does not bear the alarm out" not in text
+    kept = json.loads((folder / "phases.json").read_text())
+    change_json(folder / "phases.json", phases=kept["phases"][:2])  # by the whole run there is no phase III
+    assert "does not bear the alarm out" in words(folder).text
+    change_json(folder / "phases.json", phases=kept["phases"])
     change_json(folder / "config.json", stop_at_alarm=True)
     assert "Training ended there." in words(folder).text
     change_json(folder / "summary.json", alarm=None)

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 from typer.testing import CliRunner
 
 from sgdkern.cli import app
 from sgdkern.reproduce.curves import landmarks
 from sgdkern.reproduce.job import Result, file_of, load, with_needs
+from sgdkern.reproduce.paper import reproduce
 from sgdkern.reproduce.plan import Plan
 from sgdkern.reproduce.retraining import Retraining, cleaning_row
 from sgdkern.reproduce.sweep import Progress, sweep
@@ -280,6 +282,45 @@ def test_errors_are_measured_at_every_epoch_at_first() -> None:
     assert max(np.diff(sorted(steps))) <= 0.03 * 4000
     assert spectrum_steps(0, 10, 100) == []
     assert spectrum_steps(3, 160, 8000) == [80, 800, 8000]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A few images of noise in the files that MNIST comes in, and in folders as CIFAR-10 is taken from."""
+    pytest.importorskip("torchvision", reason="MNIST and folders of images are read by torchvision")
+    generator = np.random.default_rng(0)
+    found = {name: tmp_path_factory.mktemp(name) for name in ("mnist", "cifar10")}
+    raw = found["mnist"] / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 8), ("t10k", 4)):
+        labels = np.tile(np.arange(10, dtype=np.uint8), count)
+        images = generator.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            head = np.array([0x800 + values.ndim, *values.shape], dtype=">i4").tobytes()
+            (raw / f"{part}-{kind}-ubyte").write_bytes(head + values.tobytes())
+        for number, label in enumerate(labels):
+            folder = found["cifar10"] / ("train" if part == "train" else "test") / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_every_figure_is_made_of_every_data_set(roots: dict[str, Path], dataset: str, tmp_path: Path) -> None:
+    plan = replace(
+        TINY, dataset=dataset, data_root=str(roots[dataset]), seeds=(0,), noise_rates=(0.5,), per_class=6, epochs=3
+    )
+    done = {each.figure.name: each for each in reproduce(NAMES, plan, tmp_path / "out")}
+    assert list(done) == NAMES
+    for each in done.values():
+        assert each.rows
+        assert each.picture.stat().st_size > 10_000
+        assert data_of(tmp_path / "out", each.figure.name)
+    inputs = {"mnist": 784, "cifar10": 3072}[dataset]
+    with np.load(next((tmp_path / "out" / "runs").glob("samples-*.npz"))) as kept:
+        assert kept["train_inputs"].reshape(60, -1).shape[1] == inputs
 
 
 @pytest.mark.slow

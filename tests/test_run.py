@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from sgdkern import observed_training
 from sgdkern import run as run_module
@@ -175,6 +176,7 @@ KILLER = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
+from sklearn.datasets import load_digits
 import sgdkern.run
 from sgdkern.run import run, run_data
 from sgdkern.run_config import RunConfig
@@ -218,6 +220,50 @@ def test_a_finished_run_resumed_is_the_same(finished: Path) -> None:
     before = (finished / "history.jsonl").read_bytes()
     run(SMALL, finished, resume=True)
     assert (finished / "history.jsonl").read_bytes() == before
+
+
+# --- groups that the user knows ---------------------------------------------------------------------------------------
+
+
+def test_the_classes_are_followed_with_what_chance_gives(tmp_path: Path) -> None:
+    run(replace(SMALL, epochs=2, groups="classes"), tmp_path / "run")
+    record = History.load(tmp_path / "run" / "history.jsonl").records[0]
+    assert record.groups["classes"].names == tuple("0123456789")
+    assert sum(record.groups["classes"].counts) == 120
+    assert set(record.nulls) == {"given", "classes"}
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".npy"])
+def test_groups_from_a_file_are_those_of_the_samples_that_were_kept(tmp_path: Path, suffix: str) -> None:
+    sites = np.array([f"site {number % 3}" for number in range(1797)])  # the images of digits, before any split
+    path = tmp_path / f"sites{suffix}"
+    if suffix == ".npy":
+        np.save(path, sites)
+    else:
+        path.write_text("\n".join(sites) + "\n")
+    config = replace(SMALL, epochs=2, groups=str(path))
+    run(config, tmp_path / "run")
+    group = History.load(tmp_path / "run" / "history.jsonl").records[0].groups["sites"]
+    data = run_module.run_data(config)
+    images = load_digits().images[data.train_indices].astype(np.uint8)
+    np.testing.assert_array_equal(images, np.round(data.train_images / 255 * 16))
+    assert dict(zip(group.names, group.counts)) == {
+        name: int((sites[data.train_indices] == name).sum()) for name in ("site 0", "site 1", "site 2")
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"), [(120, r"each of the 1797 images.*got \[120\]"), (0, "none, classes or a file")]
+)
+def test_groups_that_are_not_those_of_the_data_are_refused_before_anything_is_written(
+    tmp_path: Path, lines: int, words: str
+) -> None:
+    path = tmp_path / "sites.txt"
+    if lines:
+        path.write_text("a\n" * lines)
+    with pytest.raises(ValueError, match=words):
+        run(replace(SMALL, groups=str(path)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # --- the alarm --------------------------------------------------------------------------------------------------------

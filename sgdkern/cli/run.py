@@ -66,7 +66,9 @@ def run(
     threads: Annotated[int, _train("CPU threads; with 1 the results are the same on any number of cores.")] = 1,
     measurements: Annotated[int, _measure("About how many, evenly spaced in the logarithm of the step.")] = 100,
     spectrum_every: Annotated[int, _measure("Take the noise spectrum at every so many measurements.")] = 5,
-    groups: Annotated[str, _measure("classes: follow how the gradients of the classes align; or none.")] = "none",
+    groups: Annotated[
+        str, _measure("Follow how groups' gradients align: classes, or a file with one group an image; or none.")
+    ] = "none",
     keep_best: Annotated[
         bool, _measure("Keep the weights of phase II's best moment, best_phase_II.pt.", "--keep-best")
     ] = False,
@@ -176,7 +178,7 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     named = {"final": "as trained", "cleaned": "trained without them", "perfect": "trained on right labels only"}
     lines = {
         "phases": f"{phases['verdict']}: {phases['reason']}",
-        "alarm": _alarm(summary["alarm"]),
+        "alarm": _alarm(summary["alarm"], borne_out=phases["t23"] is not None),
         "wrong labels": f"{rate['estimate']:.1%}, {rate['low']:.1%} … {rate['high']:.1%}{truth}",
         "samples found": f"{cleaning['num_issues']} of {summary['dataset']['num_train']}{scored}",
         "test error": ", ".join(
@@ -191,13 +193,14 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         results().print(f"{name:<15}{text}", markup=False)
 
 
-def _alarm(alarm: Mapping[str, Any] | None) -> str:
+def _alarm(alarm: Mapping[str, Any] | None, *, borne_out: bool) -> str:
     """When the network was seen to memorise, and where to go back to."""
     if alarm is None:
         return "none: the network was not seen to begin to memorise wrong labels"
     weights = f", weights in {alarm['checkpoint']}" if alarm["checkpoint"] else ""
+    doubt = "" if borne_out else "; the finished run does not bear it out (see phases)"
     return (
         f"step {alarm['seen_at']}: wrong labels are memorised since step {alarm['step']}, test error "
         f"{alarm['test_error']:.1%}; best moment step {alarm['best_step']}{weights}, test error "
-        f"{alarm['test_error_at_best_step']:.1%}"
+        f"{alarm['test_error_at_best_step']:.1%}{doubt}"
     )

@@ -275,6 +275,10 @@ def _alarm(run: RunFolder) -> str | None:
     if errors[0] is not None and errors[1] is not None and end is not None:
         last = "" if stopped else f", and {percent(end)} at the end"
         words.append(f"Test error: {percent(errors[1])} at that moment, {percent(errors[0])} at the alarm{last}.")
+    if run.phases is not None and not any(phase.name == "III" for phase in run.phases.phases):
+        words.append(
+            "The finished run does not bear the alarm out: what came after it looks otherwise (see the verdict)."
+        )
     return " ".join(filter(None, words))
 
 
