@@ -10,7 +10,14 @@ import torch
 import sgdkern as sk
 from sgdkern import classification
 from sgdkern.cleaning import find_label_issues
-from sgdkern.cleaning.mixture import Mixture, fit_mixture, probability_wrong, rate_among_sure, rate_of
+from sgdkern.cleaning.mixture import (
+    Mixture,
+    agreement_among_sure,
+    fit_mixture,
+    probability_wrong,
+    rate_among_sure,
+    rate_of,
+)
 from sgdkern.cleaning.recorded import from_history
 from sgdkern.cleaning.scores import cross_entropy, memorisation_onset, quality, time_average
 from sgdkern.history import History, Record
@@ -369,19 +376,19 @@ def test_the_rate_among_the_surest_of_good_networks():
 
 
 def test_networks_that_do_not_agree_with_one_another_give_a_bound():
-    logits, labels = networks(0.6, 0.6, 0.0)  # sureness says nothing, so that disagreement does not fall with it
-    assert not rate_among_sure(logits, labels).is_upper_bound
+    logits, labels = networks(0.6, 0.6, 0.0)
     others, _ = networks(0.6, 0.6, 0.0, seed=1)
-    rate = rate_among_sure(logits, labels, others)
+    assert agreement_among_sure(logits, logits) == 1.0
+    assert agreement_among_sure(logits, others) < 0.6
+    assert not rate_among_sure(logits, labels).is_upper_bound
+    rate = rate_among_sure(logits, labels, agreement=agreement_among_sure(logits, others))
     assert rate.is_upper_bound
     assert rate.low == 0.0 < 0.4 < rate.high
-    assert not rate_among_sure(logits, labels, logits).is_upper_bound
-    assert not rate_among_sure(logits, labels, np.zeros_like(logits)).is_upper_bound  # nobody was trained on them
 
 
 def test_weak_networks_give_a_bound_and_say_so():
     logits, labels = networks(0.9, 0.3, 0.3)
-    rate = rate_among_sure(logits, labels)
+    rate = rate_among_sure(logits, labels, agreement=0.9)
     assert rate.is_upper_bound
     assert rate.low == 0.0
     assert 0.3 < rate < (logits.argmax(axis=1) != labels).mean() - 0.1

@@ -55,6 +55,7 @@ def test_margins_are_those_of_the_visits_and_only_unseen_samples_are_evaluated()
         unseen = set((left_out[member] | ~kept).nonzero().squeeze(1).tolist())
         assert all(set(places[member].tolist()) == unseen for places in members.places)
         assert all(not unseen & set(orders[member].tolist()) for orders in members.orders)
+    assert found.last_epoch == 3
     for sample in range(num_samples):
         visits = [
             margin(members.table[0, epoch, member, sample], labels[sample].item())
@@ -102,3 +103,18 @@ def test_stacked_networks_are_separate_networks():
     fresh = StackedMLP([4, 6, 5, 3], 2, generator=generator, lr=0.1, momentum=0.5, device=torch.device("cpu"))
     before = fresh.logits(inputs, orders[:, :8])
     torch.testing.assert_close(fresh.train_epoch(inputs, labels, orders, 8)[:, :8], before)
+
+
+def test_margins_of_the_first_epochs_are_never_all_that_is_averaged():
+    labels = torch.arange(40) % 3
+    members = Oracle(5, 40)  # its outputs are noise: the best epoch is one by accident
+    found = train_round(
+        members,
+        torch.zeros(40, 1),
+        labels,
+        torch.ones(40, dtype=torch.bool),
+        Schedule(5, 4, 30, min_steps=1),
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert found.best_epoch < 4
+    assert found.last_epoch == 6 <= len(found.held_out_accuracy)

@@ -21,7 +21,7 @@ from sgdkern.cleaning.confusion import NoiseMatrix, noise_matrix, noise_rates_by
 from sgdkern.cleaning.effort import SEPARATE, STACKED, Effort
 from sgdkern.cleaning.features import Projection, fit_projection
 from sgdkern.cleaning.members import Members, SeparateModels, StackedMLP
-from sgdkern.cleaning.mixture import probability_wrong, rate_among_sure
+from sgdkern.cleaning.mixture import agreement_among_sure, probability_wrong, rate_among_sure
 from sgdkern.cleaning.rounds import Round, Schedule, train_round
 from sgdkern.cleaning.samples import (
     checked_device,
@@ -324,6 +324,13 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not bool(torch.isfinite(margins).all()):
             raise RuntimeError(f"LabelCleaner: training diverged at lr={self.lr}. Lower lr, or scale the inputs.")
 
+    def _agreement(self, first: Round) -> float:
+        """Compare held-out networks with trained ones in the first round, where no label has been dropped."""
+        seen_too = first.held_out & first.trained_logits.any(dim=1)
+        kinds = (first.held_out_logits, first.trained_logits)
+        held_out, trained = (logits[seen_too, : len(self.classes_)].cpu().numpy() for logits in kinds)
+        return agreement_among_sure(held_out, trained) if len(held_out) else 0.0
+
     def _conclude(self, score: Array, codes: Array, rounds: list[Round], sources: Array | None) -> None:
         """Set the fitted attributes from the scores and the rounds."""
         alone = np.bincount(codes, minlength=len(self.classes_))[codes] == 1
@@ -332,8 +339,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         predicted = held_out.argmax(axis=1)
         unseen = rounds[-1].held_out.cpu().numpy()
         _warn_if_learning(first, self.effort().max_epochs)
-        trained = rounds[-1].trained_logits[:, : len(self.classes_)].cpu().numpy()
-        self.noise_rate_ = rate_among_sure(held_out[unseen], codes[unseen], trained[unseen])
+        self.noise_rate_ = rate_among_sure(held_out[unseen], codes[unseen], agreement=self._agreement(first))
         if self.noise_rate_.is_upper_bound:
             warnings.warn(
                 "LabelCleaner: the networks are often wrong even where they are surest, so that the noise rate cannot "

@@ -15,7 +15,6 @@ from sgdkern.cleaning.table import UPPER_BOUND, NoiseRate
 
 Array = npt.NDArray[Any]
 
-FALLS = 0.05  # a smaller fall of the disagreement, or difference of two noise rates, is of no consequence
 AGREE = 0.95  # where networks are surest, good ones agree at least so often: .98 and more on MNIST, below .89 on CIFAR
 
 
@@ -171,41 +170,51 @@ def rate_of(p_wrong: Array, *, bound: bool = False) -> NoiseRate:
     return NoiseRate(rate, 0.0, high, UPPER_BOUND) if bound else NoiseRate(rate, low, high)
 
 
-def rate_among_sure(held_out_logits: Array, labels: Array, trained_logits: Array | None = None) -> NoiseRate:
+def rate_among_sure(held_out_logits: Array, labels: Array, *, agreement: float = 1.0) -> NoiseRate:
     """Estimate the noise rate where networks that have not seen a sample are surest of its label.
 
     Those predictions are nearly always right, so that a given label which differs from them is wrong. Of each predicted
     class the half with the largest gap between the two best logits is asked, and classes are weighted by their size.
 
-    Networks too weak for that are told without any label: of those samples, networks trained on them predict the same
-    for less than 95 in 100. Or by disagreement that still falls with sureness: the surest quarter disagrees less than
-    the next one by more than .05 and two standard errors. Then shares down to 1/32 are asked too, the one whose
-    interval ends lowest is taken, and the rate is an upper bound, since the networks' own errors are still in it: the
-    interval begins at 0.
+    Where networks do not even agree with one another on such samples (`agreement_among_sure` below .95) they are too
+    weak for that. Then shares down to 1/32 are asked too, the one whose interval ends lowest is taken, and the rate is
+    an upper bound, since the networks' own errors are still in it: the interval begins at 0.
 
     Args:
         held_out_logits: [N, C].
         labels: [N] integer given labels.
-        trained_logits: [N, C] outputs of networks that were trained on the samples, 0 where none was; None if unknown.
+        agreement: what `agreement_among_sure` says of the networks.
 
     Returns:
         The noise rate, right as long as wrong labels are no more or less frequent among easy samples of a class than
         among hard ones; the interval covers the sampling of the samples asked, and `covers` says whether it bounds.
     """
-    asked = [_surest(held_out_logits, 2.0**-power) for power in range(1, 6)]
     predicted = held_out_logits.argmax(axis=1)
+    powers = range(1, 2 if agreement >= AGREE else 6)
+    asked = [_surest(held_out_logits, 2.0**-power) for power in powers]
     shares = [(_disagreement(predicted, labels, places), len(places)) for places in asked]
-    (half, count), (quarter, few) = shares[:2]
-    following = min(max(2 * half - quarter, 0.0), 1.0)  # the rate among the other quarter of the half
-    error = math.sqrt((quarter * (1 - quarter) + following * (1 - following)) / few)
-    weak = following - quarter > max(FALLS, 2 * error)
-    if trained_logits is not None:
-        places = asked[0][trained_logits[asked[0]].any(axis=1)]
-        weak |= bool(len(places)) and float((trained_logits[places].argmax(axis=1) == predicted[places]).mean()) < AGREE
-    if not weak:
-        return NoiseRate(half, *wilson(half, count), "sampling of the half of the samples that were asked")
+    if agreement >= AGREE:
+        rate, count = shares[0]
+        return NoiseRate(rate, *wilson(rate, count), "sampling of the half of the samples that were asked")
     ends = [wilson(*share, confidence=0.99)[1] for share in shares]  # the lowest of five is taken: 95 % for all of them
     return NoiseRate(shares[int(np.argmin(ends))][0], 0.0, min(ends), UPPER_BOUND)
+
+
+def agreement_among_sure(held_out_logits: Array, trained_logits: Array) -> float:
+    """Return how often networks that were trained on a sample predict what those that have not seen it are surest of.
+
+    It needs no label, and two networks that disagree cannot both be right: below 1 the surest predictions are wrong at
+    least half as often as it falls short.
+
+    Args:
+        held_out_logits: [N, C]; of each predicted class the half with the largest gap of the two best is asked.
+        trained_logits: [N, C].
+
+    Returns:
+        The share of the same predictions, in [0, 1].
+    """
+    places = _surest(held_out_logits, 0.5)
+    return float((held_out_logits[places].argmax(axis=1) == trained_logits[places].argmax(axis=1)).mean())
 
 
 def _surest(logits: Array, share: float) -> Array:

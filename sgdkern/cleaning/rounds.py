@@ -12,6 +12,7 @@ from sgdkern.classification import margins
 from sgdkern.cleaning.members import Members
 
 MIN_EPOCHS = 8  # at high noise the accuracy of the first epochs is chance: its largest value must not be one of them
+MIN_AVERAGED = 6  # margins of the first epochs are of networks that know little: not less than six are averaged
 STOP_AFTER = 1.5  # margins are averaged to 1.5 times the epoch of the best held-out accuracy, then training stops
 
 
@@ -47,7 +48,7 @@ class Round:
         held_out_accuracy: one number an epoch, agreement with the given labels of the samples left out.
         steps_per_epoch: how many steps an epoch is here.
         best_epoch: epoch of the largest held-out accuracy, smoothed over three epochs.
-        last_epoch: up to where margins were averaged, 1.5 times the best epoch.
+        last_epoch: up to where margins were averaged, 1.5 times the best epoch, at least six.
     """
 
     margins: Tensor
@@ -170,7 +171,7 @@ class _Record:
     def conclude(self, steps: int) -> Round:
         """Return the record of the round, whose epochs had so many steps."""
         best = _best(self.accuracy)
-        last = min(len(self.running), round(STOP_AFTER * best))
+        last = min(len(self.running), max(MIN_AVERAGED, round(STOP_AFTER * best)))
         trained, judged = (average.mean() for average in self.logits)
         return Round(
             margins=self.running[last - 1],
