@@ -38,6 +38,18 @@ CASES = {
     )
     + TOKENS.format(n=64, length=64),
 }
+# Bytes above the start at the peak of some work, in a process of its own.
+PEAK = """
+def resident(key):
+    return 1024 * int(open("/proc/self/status").read().split(key + ":")[1].split()[0])
+
+def peak(work):
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew
+    start = resident("VmRSS")
+    work()
+    return resident("VmHWM") - start
+"""
 SCRIPT = """
 import json, sys, warnings
 import torch
@@ -59,16 +71,7 @@ targets = torch.arange(len(inputs)) % 2
 few = model, loss, inputs[:3], targets[:3]
 sk.gram_matrix(*few), sk.per_sample_gradients(*few).gram()  # imports, and the study
 
-def resident(key):
-    return 1024 * int(open("/proc/self/status").read().split(key + ":")[1].split()[0])
-
-def peak(work):
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew
-    start = resident("VmRSS")
-    work()
-    return resident("VmHWM") - start
-
+{peak}
 problem = model, loss, inputs, targets
 print(json.dumps(dict(
     samples=len(inputs), parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -80,14 +83,18 @@ print(json.dumps(dict(
 """
 
 
-def measure(name: str) -> dict[str, int]:
-    """Bytes at the peaks, each above its start."""
+def run(script: str) -> dict[str, int]:
+    """What a script prints last, as JSON, in a process of its own that returns freed memory at once."""
     # Without this the C library keeps freed tensors for itself as it happens, and the peak tells nothing.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    make = CASES[name]
-    script = SCRIPT.format(make=make, needs_transformers="transformers." in make)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(name: str) -> dict[str, int]:
+    """Bytes at the peaks, each above its start."""
+    make = CASES[name]
+    return run(SCRIPT.format(make=make, needs_transformers="transformers." in make, peak=PEAK))
 
 
 def main() -> None:

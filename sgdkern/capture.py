@@ -205,8 +205,7 @@ def captured(problem: Problem) -> GradientMatrix:
         seen = recorded(problem)
         plan = plan_for(problem, seen)
         places = located(seen, plan.layouts)
-        edges = [site.edge for site in seen.recorder.sites]
-        seen.grads = gradients(seen.losses.sum(), edges, retain_graph=False)
+        seen.grads = gradients(seen, retain_graph=False)
         placed = entries(seen, places, plan.explicit) + explicit_entries(problem, plan, seen.dtype)
     check_gradients(placed, problem.numbers)
     coverage = coverage_of(problem, seen.recorder.sites, plan)

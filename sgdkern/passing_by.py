@@ -1,7 +1,9 @@
 """passing_by: a backward pass whose gradients are met on their way through the graph, and not kept.
 
 `torch.autograd.grad` holds whatever gradients it is asked for until it returns. It is asked only for those behind which
-no other wanted one lies; the others pass by on the way there.
+no other wanted one lies; the others pass by on the way there. Those that pass by have been through the hooks that a
+user registered on their tensors, as the parameters' gradients have; those that are asked for have not, if the pass goes
+on behind them.
 """
 
 from __future__ import annotations
@@ -39,12 +41,15 @@ def passing_by(
     if not (edges or leaves) or not total.requires_grad:
         return [None] * len(leaves)
     last = _reached_last(total.grad_fn, [edge.node for edge in edges])
-    asked = set(last)
-    hooks = [
-        edge.node.register_prehook(_giver(receive, place, edge.output_nr))
-        for place, edge in enumerate(edges)
-        if place not in asked
-    ]
+    waiting = set(range(len(edges)))
+
+    def give(place: int, grad: Tensor | None) -> None:
+        if place in waiting:
+            waiting.remove(place)
+            receive(place, grad)
+
+    passing = range(len(edges)) if leaves else sorted(waiting.difference(last))
+    hooks = [edges[place].node.register_prehook(_giver(give, place, edges[place].output_nr)) for place in passing]
     try:
         wanted: list[Any] = [*(edges[place] for place in last), *leaves]
         found: list[Tensor | None] = list(
@@ -54,7 +59,7 @@ def passing_by(
         for hook in hooks:
             hook.remove()
     for place in last:
-        receive(place, found.pop(0))
+        give(place, found.pop(0))
     return found
 
 

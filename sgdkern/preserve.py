@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,10 +37,8 @@ def preserve(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if any(module._compiled_call_impl is not None for module in model.modules()):
-            stack.enter_context(
-                torch.compiler.set_stance("force_eager")
-            )  # torch functions inside compiled code cannot be seen
+        if "torch._dynamo" in sys.modules:  # something may be compiled: torch functions inside cannot be seen
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if seed is not None:
             for generator in (torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)):
                 generator.manual_seed(seed)

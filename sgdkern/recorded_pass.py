@@ -82,21 +82,22 @@ def recorded(problem: Problem) -> Pass:
     return Pass(losses, outputs, recorder, problem.num_samples, problem)
 
 
-def gradients(
-    loss: Tensor, edges: Sequence[Any], parameters: Sequence[Tensor] = (), *, retain_graph: bool = True
-) -> list[Tensor | None]:
-    """∂loss at recorded outputs (and parameters, in the study); None where the loss does not depend on one."""
-    targets = [*edges, *parameters]
-    if not targets or not loss.requires_grad:
-        return [None] * len(targets)
-    return list(torch.autograd.grad(loss, targets, allow_unused=True, retain_graph=retain_graph))
+def gradients(seen: Pass, *, retain_graph: bool) -> list[Tensor | None]:
+    """Gradients of the sum of losses at all recorded outputs; None where it does not depend on one."""
+    found: list[Tensor | None] = [None] * len(seen.recorder.sites)
+
+    def keep(place: int, grad: Tensor | None) -> None:
+        found[place] = None if grad is None else grad.detach()
+
+    passing_by(seen.losses.sum(), [site.edge for site in seen.recorder.sites], keep, retain_graph=retain_graph)
+    return found
 
 
 def weightings(num_samples: int, like: Tensor) -> list[Tensor]:
-    """Weights of the losses that tell samples apart, one set an octal digit d of their numbers: 2^d, [N] each.
+    """Weights of the losses that tell samples apart, one set an octal digit d of their numbers: 2^(d+1), [N] each.
 
     A gradient that belongs to one sample grows by just its weight. Powers of two scale every floating-point format
-    without rounding, so that this shows in half precision too.
+    without rounding, so that this shows in half precision too. None is 1: what no weight changes belongs to nobody.
 
     Args:
         num_samples: N.
@@ -109,7 +110,7 @@ def weightings(num_samples: int, like: Tensor) -> list[Tensor]:
     digits = [samples.remainder(8)]
     while (samples := samples // 8).any():
         digits.append(samples.remainder(8))
-    return [2.0 ** digit.to(like.dtype) for digit in digits]
+    return [2.0 ** (digit + 1).to(like.dtype) for digit in digits]
 
 
 def located(seen: Pass, layouts: Sequence[Place]) -> list[Layout | Scattered | None]:
@@ -146,8 +147,8 @@ def _owners(seen: Pass, places: Sequence[int]) -> list[Tensor]:
     for digit, weights in enumerate(weightings(seen.num_samples, seen.losses)):
         for owner, one, other in zip(found, plain, norms(seen, places, rows, weights), strict=True):
             present = owner >= 0
-            power = (other / one)[present].log2()
-            if not ((power - power.round()).abs() < WEIGHT_ERROR).all():
+            power = (other / one)[present].log2() - 1
+            if not (((power - power.round()).abs() < WEIGHT_ERROR) & (power > -WEIGHT_ERROR)).all():
                 raise ValueError(
                     "per_sample_gradients: each row of a layer's output must belong to one sample, but some gradients "
                     "belong to several. Does a layer or the loss mix samples?"
@@ -234,6 +235,8 @@ def is_irregular(site: Site, layout: Place, seen: Pass) -> bool:
 def uses(seen: Pass, site: Site, layout: Layout | Scattered, grad: Tensor) -> list[Use]:
     """What a site's parameters receive, in the pass's dtype."""
     recorder = seen.recorder
+    if any(isinstance(value, Tensor) and value.is_complex() for value in (grad, *site.args, *site.kwargs.values())):
+        raise Unsupported("complex numbers")
     call = Call(_widened(grad, seen), layout, recorder.tracked, recorder.unexpanded)
     args = [_widened(arg, seen) for arg in site.args]
     kwargs = {key: _widened(arg, seen) for key, arg in site.kwargs.items()}
@@ -326,7 +329,7 @@ def _culprits(problem: Problem) -> list[int]:
             except Exception:  # a model made for one batch size: which of these it is cannot be told
                 found += some.tolist()
                 continue
-            grads = gradients(seen.losses.sum(), [site.edge for site in seen.recorder.sites], retain_graph=False)
+            grads = gradients(seen, retain_graph=False)
         if all(grad is None or _is_finite(grad) for grad in grads):
             continue
         if len(some) == 1:

@@ -88,6 +88,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.repeated: dict[int, Tensor] = {}
         self.reordered = False
+        self.hooked = False  # whether forward registers hooks on its tensors
         self.num_samples = num_samples
         self.memory = {parameter.untyped_storage().data_ptr(): name for name, parameter in model.named_parameters()}
 
@@ -106,6 +107,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run one torch function, and look at what went in."""
         kwargs = dict(kwargs or {})
+        self.hooked = self.hooked or func is torch.Tensor.register_hook
         if _writes(func):
             self._refuse_write(args[0] if args else None)
         inner = _without_guard(func) if func in _WRITERS else None

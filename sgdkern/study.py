@@ -1,6 +1,6 @@
 """study: before a model is captured for the first time, a few of its samples show how.
 
-The same pass with the losses weighted 1, 2, 4 tells where the samples are in every gradient (its elements scale with
+The same pass with the losses weighted 2, 4, 8 tells where the samples are in every gradient (its elements scale with
 the weight of the sample that they belong to), shows coupled samples (elements that scale with none), and gives
 autograd's own answer for every parameter, with which the factors must agree. What disagrees takes the explicit route;
 what still disagrees is refused.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sgdkern.columns import Entry
 from sgdkern.explicit import METHODS, explicit_gradients
 from sgdkern.gradient_matrix import GradientMatrix
-from sgdkern.layers import Layout, Unsupported
+from sgdkern.layers import Layout, Scattered, Unsupported
 from sgdkern.passing_by import passing_by
 from sgdkern.placement import Place, Placement, negligible
 from sgdkern.problem import Problem, dense_gradient, part_of, slices_of
@@ -42,7 +42,7 @@ from sgdkern.recorded_pass import (
 from sgdkern.recorder import Site
 from sgdkern.speaker import speaker
 
-# The study's samples; their weights 1, 2, 4 are powers of two, so that weighting is exact in floating point.
+# The study's samples; their weights 2, 4, 8 are powers of two, so that weighting is exact in floating point.
 STUDY_SAMPLES = 3
 # Rounding of a sum whose terms cancel (the bias of a difference), in units of the norm of its terms.
 CANCELLATION = 32
@@ -78,7 +78,8 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     """The plan of a model whose calls look like these: a known one, or a new study's."""
     signatures = tuple(site.signature for site in seen.recorder.sites)
     training = tuple(module.training for module in problem.model.modules())
-    what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, training)
+    hooks = tuple((name, *hooks) for name, one in problem.tracked.items() if (hooks := one._backward_hooks))
+    what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, training, hooks)
     known = _plans.setdefault(problem.model, {})
     studied = min(problem.num_samples, STUDY_SAMPLES)
     for count in range(STUDY_SAMPLES, studied - 1, -1):  # more samples tell more: a last small batch learns from them
@@ -139,7 +140,7 @@ def holds(seen: Pass, layouts: Sequence[Place]) -> bool:
     if not told:
         return True
     generator = torch.Generator().manual_seed(seen.num_samples)
-    exponents = torch.randint(0, 8, (seen.num_samples,), generator=generator).to(seen.losses.device)
+    exponents = torch.randint(1, 9, (seen.num_samples,), generator=generator).to(seen.losses.device)
     plain = norms(seen, list(told), list(told.values()))
     weighted = norms(seen, list(told), list(told.values()), 2.0 ** exponents.to(seen.losses.dtype))
     return all(
@@ -195,14 +196,14 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
     """
     _refuse_hidden(seen.losses)
     sites = seen.recorder.sites
-    plain = gradients(seen.losses.sum(), [site.edge for site in sites])
+    plain = gradients(seen, retain_graph=True)
     check_finite(seen, range(len(sites)), plain)
     told, sums = _told(seen, plain, list(tracked.values()))
     weights = weightings(seen.num_samples, seen.losses)[0]
     truth = {
         name: dense_gradient(grad, parameter) for (name, parameter), grad in zip(tracked.items(), sums, strict=True)
     }
-    _refuse_coupled(model, sites, told)
+    _refuse_coupled(model, seen, told)
     layouts = [each.place for each in told]
     rounding = dict.fromkeys(tracked, 0.0)
     for site, one in zip(sites, told, strict=True):
@@ -211,13 +212,14 @@ def examine(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -
         rounding.update({name: max(noise, rounding[name]) for name in site.parameters})
     del told
     unexplained: dict[str, str] = {}
-    for place, (site, layout, grad) in enumerate(zip(sites, layouts, plain, strict=True)):
-        refusal = _refusal(seen, site, layout, grad)
+    places = located(seen, layouts)
+    for place, (site, where, grad) in enumerate(zip(sites, places, plain, strict=True)):
+        refusal = _refusal(seen, site, layouts[place], where, grad)
         if refusal is not None:
             unexplained.update(dict.fromkeys(site.parameters, f"{site.layer.name}: {refusal}"))
-            layouts[place] = None
+            layouts[place] = places[place] = None
     seen.grads = plain
-    placed = entries(seen, located(seen, layouts), unexplained, last=False)
+    placed = entries(seen, places, unexplained, last=False)
     for name, reason in _disagreeing(tracked, placed, weights, truth, rounding, seen.recorder.unruled).items():
         unexplained.setdefault(name, reason)
     in_order = {name: unexplained[name] for name in tracked if name in unexplained}
@@ -257,22 +259,25 @@ def _study(problem: Problem, seen: Pass) -> Plan:
     return Plan(found.layouts, found.unexplained, method)
 
 
-def _refusal(seen: Pass, site: Site, layout: Place, grad: Tensor | None) -> str | None:
+def _refusal(
+    seen: Pass, site: Site, layout: Place, where: Layout | Scattered | None, grad: Tensor | None
+) -> str | None:
     """Why a site's rule does not hold for it; None where it does."""
     if layout is None:
         return "samples could not be told apart in its output"
     try:
-        if grad is not None and isinstance(layout, Layout):
-            uses(seen, site, layout, grad)
+        if grad is not None and where is not None:
+            uses(seen, site, where, grad)
     except Unsupported as reason:
         return str(reason)
     return None
 
 
-def _refuse_coupled(model: nn.Module, sites: Sequence[Site], told: Sequence[Placement]) -> None:
+def _refuse_coupled(model: nn.Module, seen: Pass, told: Sequence[Placement]) -> None:
     """Raise where some element's gradient belongs to no one sample, or is out of order beside batch statistics."""
     names = [name for name, module in model.named_modules() if _uses_batch_statistics(module)]
-    for site, one in zip(sites, told, strict=True):
+    hooks = _hooks(model, seen)
+    for site, one in zip(seen.recorder.sites, told, strict=True):
         disordered = bool(names) and one.place in ("scattered", None)
         if not one.mixed and not disordered:
             continue
@@ -282,7 +287,20 @@ def _refuse_coupled(model: nn.Module, sites: Sequence[Site], told: Sequence[Plac
                 f"{sorted(site.parameters)[:3]} underflow in float16. Multiply the loss by a power of two, as gradient "
                 "scalers do (K grows by its square), or take bfloat16 or float32."
             )
+        if hooks and not names:
+            raise ValueError(
+                f"per_sample_gradients: backward hooks must change a gradient by a fixed factor, but those of {hooks} "
+                f"do something else, or samples are coupled (seen at {sorted(site.parameters)[:3]}). Remove the hooks "
+                "while measuring."
+            )
         raise _coupled(model, f"seen at {sorted(site.parameters)[:3]}")
+
+
+def _hooks(model: nn.Module, seen: Pass) -> list[str]:
+    """What has backward hooks of the user: parameters, modules, tensors of this forward pass."""
+    parameters = [name for name, parameter in model.named_parameters() if parameter._backward_hooks]
+    modules = [name for name, module in model.named_modules() if module._backward_hooks or module._backward_pre_hooks]
+    return parameters + modules + ["a tensor in forward"] * seen.recorder.hooked
 
 
 def _refuse_hidden(losses: Tensor) -> None:
@@ -321,7 +339,8 @@ def _disagreeing(
     reasons = {}
     for name, parameter in tracked.items():
         if not _agrees(found[slices[name]], truth[name], parameter.dtype, rounding[name]):
-            reasons[name] = f"used in {unruled[name]}" if name in unruled else "used where no rule sees it"
+            unseen = "a hook changes its gradient" if parameter._backward_hooks else "used where no rule sees it"
+            reasons[name] = f"used in {unruled[name]}" if name in unruled else unseen
     return reasons
 
 
@@ -350,9 +369,11 @@ def _explicit_method(problem: Problem, study: Findings) -> str:
         if not wrong:
             return method
         errors.append(f"{method}: disagrees for {wrong[:5]}")
+    hooks = [name for name in names if problem.tracked[name]._backward_hooks]
+    hooked = f"Hooks on {hooks} change their gradients: remove them while measuring. " if hooks else ""
     raise RuntimeError(
         f"per_sample_gradients: explicit gradients must agree with autograd, but none of {list(METHODS)} does "
-        f"({'; '.join(errors)}). "
+        f"({'; '.join(errors)}). {hooked}"
         "Does the model give other results for a batch of one, or change its state from call to call? Leave these "
         "parameters out by params=."
     )

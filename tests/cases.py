@@ -8,6 +8,25 @@ from typing import Any
 import pytest
 import torch
 from case_architectures import ARCHITECTURES
+from case_models import (
+    Autoencoder,
+    Chain,
+    Clusters,
+    Codebook,
+    Collected,
+    CompiledInside,
+    Flow,
+    Fourier,
+    Generated,
+    Halved,
+    Heated,
+    Mixture,
+    Ragged,
+    RecomputedTwice,
+    Shut,
+    Standardised,
+    Twins,
+)
 from case_modules import (
     Apply,
     Attention,
@@ -240,12 +259,34 @@ WAYS = [
     case("scripted", scripted, (5, 4), explicit=("0.weight", "0.bias")),
 ]
 
+MODELS = [
+    case("mixture-of-experts", Mixture, (5, 3, 6)),
+    case("twins", Twins, (5, 5), (5, 5)),
+    case("autoencoder", Autoencoder, (5, 6)),
+    case("flow", Flow, (5, 5)),
+    case("collected", Collected, (5, 2, 5)),
+    case("fourier-gain", lambda: Fourier(kernel=False), (5, 8), explicit=("weight",)),
+    case("fourier-kernel", lambda: Fourier(kernel=True), (5, 8), explicit=("weight",)),
+    case("recomputed-twice", RecomputedTwice, (5, 5)),
+    case("generated", Generated, (5, 4)),
+    case("heated", Heated, (4, 5, 8)),
+    case("standardised", lambda: nn.Sequential(Standardised(3, 4, 3), nn.ReLU()), (4, 3, 5, 5)),
+    case("clusters", Clusters, (6, 4)),
+    case("codebook", Codebook, (6, 5)),
+    case("chain", Chain, (5, 4, 4)),
+    case("ragged", Ragged, (4, 5, 4), lengths(5, 1, 3, 2)),
+    case("shut", Shut, (6, 5)),
+    case("compiled-inside", CompiledInside, (5, 4)),
+    case("halved", Halved, (5, 4)),
+]
+
 CASES = [
     *_registered(),
     *ATTENTION,
     *RECURRENT,
     *SHARING,
     *WAYS,
+    *MODELS,
     *(Case(name, make, **options) for name, (make, options) in ARCHITECTURES.items()),
 ]
 

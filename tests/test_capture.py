@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +40,20 @@ class TestWrappers:
         G = captured(nn.DataParallel(model), CROSS_ENTROPY, X, Y)
         assert torch.equal(G.dense(), captured(model, CROSS_ENTROPY, X, Y).dense())
         assert list(G.parameters) == [name for name, _ in model.named_parameters()]
+
+    def test_distributed_data_parallel(self, tmp_path: Path) -> None:
+        if not torch.distributed.is_gloo_available():
+            pytest.skip("this torch has no gloo")
+        model = network()
+        expected = captured(model, CROSS_ENTROPY, X, Y)
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            found = captured(nn.parallel.DistributedDataParallel(model), CROSS_ENTROPY, X, Y)
+        finally:
+            torch.distributed.destroy_process_group()
+        assert torch.equal(found.dense(), expected.dense())
+        assert list(found.parameters) == list(expected.parameters)
 
     def test_compiled(self) -> None:
         model = network()
@@ -172,6 +188,40 @@ class TestInputs:
         G = captured(model, sines, inputs, Y)
         assert torch.equal(captured(model, sines, {"one": X, "rest": inputs[1]}, Y).dense(), G.dense())
         assert torch.allclose(captured(model, sines, inputs, Y, chunk_size=4).dense(), G.dense())
+
+    def test_a_dataclass_as_output_and_a_loss_of_several_outputs(self) -> None:
+        @dataclass
+        class Outputs:
+            logits: Tensor
+            values: Tensor
+
+        class Heads(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.logits, self.values = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 1)
+
+            def forward(self, x: Tensor) -> Outputs:
+                hidden = self.body(x).tanh()
+                return Outputs(self.logits(hidden), self.values(hidden)[:, 0])
+
+        def loss(outputs: Outputs, targets: dict[str, Tensor]) -> Tensor:
+            weights = torch.tensor([1.0, 2.0, 0.5])
+            entropy = nn.functional.cross_entropy(
+                outputs.logits, targets["labels"], weight=weights, label_smoothing=0.1, ignore_index=2, reduction="none"
+            )
+            return entropy + (outputs.values - targets["values"]).square()
+
+        torch.manual_seed(0)
+        model, targets = Heads(), {"labels": Y, "values": X[:, 0]}
+        G = captured(model, loss, X, targets, chunk_size=4)
+        expected = torch.stack([
+            flat_gradient(
+                loss(model(X[[n]]), {key: value[[n]] for key, value in targets.items()}).sum(), list(model.parameters())
+            )
+            for n in range(6)
+        ])
+        torch.testing.assert_close(G.dense(), expected)
+        assert G.outputs is None
 
     def test_batch_encoding(self) -> None:
         transformers = pytest.importorskip("transformers", reason="its batches are a mapping of their own")

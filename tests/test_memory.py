@@ -1,10 +1,9 @@
 """Peak memory, measured in a process of its own for each model: never samples x parameters, and budgets are kept."""
 
-import json
+import importlib.util
 import os
-import subprocess
-import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from sgdkern.capture import per_sample_gradients, posed
 from sgdkern.footprint import footprint
-from sgdkern.gram_pass import gram_matrix
+from sgdkern.gram_pass import _tiling, gram_matrix
+
+_spec = importlib.util.spec_from_file_location("memory", Path(__file__).parents[1] / "benchmarks" / "memory.py")
+memory = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(memory)
 
 MODELS = {
     "perceptron": """
@@ -94,7 +97,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from sgdkern.capture import per_sample_gradients, posed
 from sgdkern.footprint import footprint
-from sgdkern.gram_pass import gram_matrix
+from sgdkern.gram_pass import _tiling, gram_matrix
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -109,16 +112,7 @@ budgets = dict(
     G=weight.factors * len(inputs) + outputs + pass_of_a_quarter, K=8 * len(inputs)**2 + outputs + pass_of_a_quarter
 )
 
-def resident(key):
-    return 1024 * int(open("/proc/self/status").read().split(key + ":")[1].split()[0])
-
-def peak(work):
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew
-    start = resident("VmRSS")
-    work()
-    return resident("VmHWM") - start
-
+{peak}
 works = dict(
     ordinary=lambda: nn.functional.cross_entropy(model(inputs), targets).backward(),
     G=lambda: per_sample_gradients(*problem).gram(),
@@ -141,11 +135,7 @@ SMALL = 16 * 2**20
 @cache
 def measured(model: str) -> dict[str, int]:
     """Bytes above the start at the peak of each work, budgets, P, and N."""
-    # Without this the C library keeps freed tensors of any size for itself, as it happens, and the peak tells nothing.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    script = SCRIPT.format(model=MODELS[model])
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
-    return dict(json.loads(done.stdout))
+    return dict(memory.run(SCRIPT.format(model=MODELS[model], peak=memory.PEAK)))
 
 
 @LINUX
@@ -233,3 +223,17 @@ def test_a_checkpoint_is_weighed_as_it_is_computed_again() -> None:
     hidden, made = 4 * 512, 4 * (3 * 512 + 64)  # what GELU alone saves of a block; all that a block computes
     assert kept.factors == plain.factors
     assert plain.activations - kept.activations == 6 * hidden - made
+
+
+def test_random_layers_draw_the_same_masks_in_every_tile() -> None:
+    """K in tiles is that of a G whose chunks are the tiles."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Dropout(0.5), nn.ReLU(), nn.Linear(30, 5)).double()
+    problem = (model, nn.CrossEntropyLoss(), torch.randn(41, 20, dtype=torch.float64), torch.arange(41) % 5)
+    weight = footprint(posed(*problem, None, None, None, 7))
+    budget = 2 * (8 * 41**2 + 41 * weight.outputs) + 20 * weight.capture
+    size, held = _tiling(posed(*problem, None, None, None, 7), budget)
+    assert held * size < 41, "several bands, so that tiles are computed again"
+    tiled = gram_matrix(*problem, memory_budget=budget, seed=7)
+    chunked = per_sample_gradients(*problem, chunk_size=size, seed=7)
+    torch.testing.assert_close(tiled.gram(), chunked.gram(), rtol=1e-12, atol=1e-14)

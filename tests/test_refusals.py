@@ -232,6 +232,38 @@ class TestArguments:
         refused(ValueError, "autograd graph", network(), lambda out, y: out.detach().sum(1), X, Y)
 
 
+class TestHooks:
+    """Hooks of the user that change gradients by more than a factor: the reason is not that samples are coupled."""
+
+    @pytest.mark.parametrize("clip", [torch.sign, lambda grad: grad.clamp(-0.01, 0.01), lambda grad: grad.clamp(-1, 0)])
+    def test_on_a_tensor_in_forward(self, clip: Callable[[Tensor], Tensor]) -> None:
+        class Clipped(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                x.register_hook(clip)
+                return x.sin()
+
+        refused(ValueError, r"backward hooks.*\['a tensor in forward'\]", network(Clipped()), CROSS_ENTROPY, X, Y)
+
+    def test_on_a_module(self) -> None:
+        model = network(nn.Tanh())
+        model[1].register_full_backward_hook(lambda module, inputs, outputs: (inputs[0].clamp(-0.01, 0.01),))
+        refused(ValueError, r"backward hooks must.*\['1'\].*Remove the hooks", model, CROSS_ENTROPY, X, Y)
+
+    def test_on_a_parameter(self) -> None:
+        model = network()
+        model[0].weight.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+        refused(RuntimeError, r"Hooks on \['0\.weight'\] change their gradients: remove", model, CROSS_ENTROPY, X, Y)
+
+    def test_a_mask_on_a_parameter_is_no_reason_to_refuse(self) -> None:
+        model, mask = network(), torch.arange(20).view(5, 4) % 3 == 0
+        expected = per_sample_gradients(model, CROSS_ENTROPY, X, Y).dense()
+        expected[:, :20] *= mask.flatten()
+        model[0].weight.register_hook(lambda grad: grad * mask)
+        with pytest.warns(UserWarning, match=r"0\.weight \(a hook changes its gradient\)"):
+            found = per_sample_gradients(model, CROSS_ENTROPY, X, Y)
+        torch.testing.assert_close(found.dense(), expected)
+
+
 def test_errors_begin_with_what_was_called() -> None:
     coupled = network(nn.BatchNorm1d(5))
     with pytest.raises(ValueError, match=r"^verify: samples must not be coupled"):

@@ -50,7 +50,7 @@ def rows_by_autograd(model, inputs, loss=squares):
 def test_weightings_tell_all_samples_apart(count):
     weights = weightings(count, torch.zeros(count))
     assert len({tuple(column) for column in torch.stack(weights).T.tolist()}) == count
-    assert all(((weight >= 1) & (weight <= 128)).all() for weight in weights)
+    assert all(((weight >= 2) & (weight <= 256)).all() for weight in weights)
 
 
 @pytest.mark.parametrize("half", [False, True])

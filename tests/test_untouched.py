@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from snapshot import Snapshot
 from torch import Tensor, nn
 
 from sgdkern.capture import per_sample_gradients
+from sgdkern.gram_pass import gram_matrix
 
 # After success: tests/test_gradient_matrix.py::test_untouched, for every case.
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 
 
 def prepared(case: Case) -> tuple[nn.Module, object, int]:
@@ -69,12 +73,50 @@ def test_after_a_keyboard_interrupt_in_the_forward_pass(case: Case) -> None:
     assert before.changes() == []
 
 
+class Broken(torch.autograd.Function):
+    """Raises in the backward pass, in the middle of a measurement."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, error: BaseException) -> Tensor:
+        context.error = error
+        return values.clone()
+
+    @staticmethod
+    def backward(context: Any, *grads: Tensor) -> Tensor:
+        torch.rand(1)
+        raise context.error
+
+
+class Breaking(nn.Module):
+    """Breaks in the middle of the backward pass, behind a batch norm and a seen layer; sound in the forward pass."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+        self.first, self.norm, self.last = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(self.norm(Broken.apply(hidden, self.error) if len(x) > 3 else hidden).relu())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("of the device"), MemoryError()])
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_after_an_error_in_the_backward_pass(error: BaseException, function: Callable[..., object]) -> None:
+    """Three samples are studied in peace; the pass over all of them breaks."""
+    torch.manual_seed(0)
+    model = Breaking(error).eval()
+    before = Snapshot(model, seeded_grads=True)
+    with pytest.raises(type(error)):
+        function(model, nn.CrossEntropyLoss(), X, Y)
+    assert before.changes() == []
+    expected = per_sample_gradients(model, nn.CrossEntropyLoss(), X[:3], Y[:3])
+    assert torch.isfinite(expected.gram()).all(), "and the next measurement is as good as any"
+
+
 def batch_norm_network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-
-
-X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 
 
 def test_running_statistics_after_the_refusal() -> None:
