@@ -129,6 +129,8 @@ def test_page_where_nothing_is_wrong_and_where_the_rate_is_a_bound(tmp_path):
     text = " ".join(read(tmp_path, data, found(data, covers=UPPER_BOUND, budget=5)).words)
     assert "cannot be told, at most 18 %" in text
     assert "Review them by rank" in text
+    assert "p(wrong), upper bound" in text
+    assert "Here both are upper bounds" in text
     assert "worst labels at most" in text
     assert "an upper bound" in text
 
