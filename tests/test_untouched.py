@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sgdkern.capture import per_sample_gradients
 from sgdkern.gram_pass import gram_matrix
+from sgdkern.probe import Probe
 
 # After success: tests/test_gradient_matrix.py::test_untouched, for every case.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -232,3 +233,17 @@ def test_training_with_measurements_is_training_without() -> None:
 
     for with_probe, without in zip(trained(measure), trained(lambda model: None), strict=True):
         assert torch.equal(with_probe, without)
+
+
+def test_training_with_a_probe_attached_is_training_without() -> None:
+    """Weights and running statistics, to the bit, with the first measurement's study among the steps."""
+    probes: list[Probe] = []
+
+    def measure(model: nn.Module) -> None:
+        if not probes:
+            probes.append(Probe(model, nn.CrossEntropyLoss(), X, Y, batch_size=4, every=1))
+        probes[0].measure(len(probes[0].history))
+
+    for with_probe, without in zip(trained(measure), trained(lambda model: None), strict=True):
+        assert torch.equal(with_probe, without)
+    assert len(probes[0].history) == 5
