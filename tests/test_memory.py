@@ -127,6 +127,7 @@ print(json.dumps({{
     "num_samples": len(inputs),
 }}))
 """
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "routed" else []) for name in MODELS]
 LINUX = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 # The kernels' own buffers for models of these sizes, and what the interpreter does on the way.
 SMALL = 16 * 2**20
@@ -139,7 +140,7 @@ def measured(model: str) -> dict[str, int]:
 
 
 @LINUX
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_peak_of_a_gradient_matrix(model: str) -> None:
     """An ordinary pass, the factors of all layers, their copy in the kernel's order, K and a chunk; never N x P."""
     found = measured(model)
@@ -151,7 +152,7 @@ def test_peak_of_a_gradient_matrix(model: str) -> None:
 
 
 @LINUX
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 def test_peak_of_a_gram_matrix(model: str) -> None:
     """Formed during the backward pass: above an ordinary one at most three times K and a layer's factors twice.
 
@@ -165,7 +166,7 @@ def test_peak_of_a_gram_matrix(model: str) -> None:
 
 
 @LINUX
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMES)
 @pytest.mark.parametrize("kind", ["G", "K"])
 def test_a_memory_budget_is_kept(model: str, kind: str) -> None:
     found = measured(model)
