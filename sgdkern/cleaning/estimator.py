@@ -343,9 +343,9 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.noise_rate_.is_upper_bound:
             warnings.warn(
                 "LabelCleaner: the networks are often wrong even where they are surest, so that the noise rate cannot "
-                f"be told: {self.noise_rate_:.2f} is an upper bound, and many of the labels flagged will be right. "
-                "Review the worst by rank instead of dropping what is flagged; or pass embeddings, a better model or "
-                "more samples.",
+                f"be told: {self.noise_rate_.high:.2f} is an upper bound, and many of the labels flagged will be "
+                "right. Review the worst by rank instead of dropping what is flagged; or pass embeddings, a better "
+                "model or more samples.",
                 UserWarning,
                 stacklevel=3,
             )

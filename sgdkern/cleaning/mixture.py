@@ -177,8 +177,9 @@ def rate_among_sure(held_out_logits: Array, labels: Array, *, agreement: float =
     class the half with the largest gap between the two best logits is asked, and classes are weighted by their size.
 
     Where networks do not even agree with one another on such samples (`agreement_among_sure` below .95) they are too
-    weak for that. Then shares down to 1/32 are asked too, the one whose interval ends lowest is taken, and the rate is
-    an upper bound, since the networks' own errors are still in it: the interval begins at 0.
+    weak for that. Then shares down to 1/32 are asked too, and the one whose interval ends lowest is the estimate, with
+    the networks' own errors still in it. The interval goes from 0 to the upper end of the half: smaller shares may be
+    the samples around which labels happen to be right.
 
     Args:
         held_out_logits: [N, C].
@@ -196,8 +197,8 @@ def rate_among_sure(held_out_logits: Array, labels: Array, *, agreement: float =
     if agreement >= AGREE:
         rate, count = shares[0]
         return NoiseRate(rate, *wilson(rate, count), "sampling of the half of the samples that were asked")
-    ends = [wilson(*share, confidence=0.99)[1] for share in shares]  # the lowest of five is taken: 95 % for all of them
-    return NoiseRate(shares[int(np.argmin(ends))][0], 0.0, min(ends), UPPER_BOUND)
+    least, _ = min(shares, key=lambda share: wilson(*share)[1])
+    return NoiseRate(least, 0.0, wilson(*shares[0])[1], UPPER_BOUND)
 
 
 def agreement_among_sure(held_out_logits: Array, trained_logits: Array) -> float:
@@ -234,5 +235,5 @@ def _disagreement(predicted: Array, labels: Array, places: Array) -> float:
     total = 0.0
     for name, size in zip(*np.unique(predicted, return_counts=True), strict=True):
         sure = places[predicted[places] == name]
-        total += size * float((labels[sure] != name).mean())
+        total += int(size) * float((labels[sure] != name).mean())
     return total / len(predicted)

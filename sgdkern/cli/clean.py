@@ -83,7 +83,9 @@ def _print_report(report: CleaningReport) -> None:
     bound = "at most " if rate.is_upper_bound else ""
     lines = [
         f"suspicious     {issues.num_issues} of {issues.num_samples} labels",
-        f"wrong labels   {bound}{rate.estimate:.1%}, {rate.low:.1%} … {rate.high:.1%}",
+        f"wrong labels   at most {rate.high:.1%}"
+        if bound
+        else f"wrong labels   {rate.estimate:.1%}, {rate.low:.1%} … {rate.high:.1%}",
     ]
     if bound:
         lines.append(

@@ -125,7 +125,9 @@ def _facts(report: CleaningReport) -> list[tuple[str, str, str]]:
     bound = "≤ " if rate.is_upper_bound else ""
     facts = [
         (f"{issues.num_issues:,}", "labels to look at", f"of {issues.num_samples:,}, quality below 0.5"),
-        (bound + _percent(rate), "wrong labels, estimated", f"95 %: {_percent(rate.low)} to {_percent(rate.high)}"),
+        (bound + _percent(rate.high), "wrong labels", "how many cannot be told")
+        if rate.is_upper_bound
+        else (_percent(rate), "wrong labels, estimated", f"95 %: {_percent(rate.low)} to {_percent(rate.high)}"),
     ]
     if report.budget is not None and report.expected_precision is not None:
         facts.append((
