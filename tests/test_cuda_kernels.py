@@ -20,7 +20,7 @@ from native import ROOT, dev_module
 from test_ops import COMPENSATED_TF32_LOSS, ORACLES, assert_accurate, factors, samples
 from torch.utils._pytree import tree_map_only
 
-from sgdkern.ops import OPS, gram, matvec, patch_gram, rmatvec
+from sgdkern.ops import OPS, gram, matvec, patch_gradients, patch_gram, rmatvec
 
 GPU_BENCHMARK = ROOT / "benchmarks" / "gpu.py"
 
@@ -86,6 +86,16 @@ def test_patch_gram_is_as_accurate_as_plain_pytorch(product):
             result = run_patch_gram(product, args, device, budget)
             assert torch.equal(result, result.T)
             assert_accurate(patch_gram, args, result, loss)
+
+
+@every_product
+def test_patch_gradients_are_as_accurate_as_plain_pytorch(product):
+    dtype, loss = PRODUCTS[product]
+    function = getattr(dev_module("cuda_kernels"), f"patch_gradients_{product}")
+    for args in samples(patch_gradients, dtype, "cpu"):
+        inputs, output_grads, *geometry = args
+        result = torch.from_numpy(function(bits(inputs), bits(output_grads), *geometry))
+        assert_accurate(patch_gradients, args, result, loss)
 
 
 @every_product

@@ -1,5 +1,6 @@
-// What is launched for the Gram matrix of a convolution or a sequence layer: chunks of explicit gradients, formed, multiplied
-// and overwritten. Runs the same with the kernels on a GPU (patch_gram.cu) and on the CPU (csrc/dev/cuda_kernels.cpp).
+// What is launched for a convolution or a sequence layer: explicit gradients, and the Gram matrix by chunks of them that are
+// formed, multiplied and overwritten. Runs the same with the kernels on a GPU (patch_gradients.cu, patch_gram.cu) and on the
+// CPU (csrc/dev/cuda_kernels.cpp).
 #pragma once
 
 #include "gram_launch.h"
@@ -28,6 +29,23 @@ struct ChunkSizes {
   int64_t stride() const { return (outputs * taps + 3) / 4 * 4; }
 };
 
+// gradients [N, chunk.stride], the first chunk.num_outputs * chunk.num_taps of each row.
+template <class Product, class Source, class Queue>
+void form_gradients(const PatchLayer<Source>& layer, const PatchChunk& chunk, Queue queue, typename Product::Sum* gradients) {
+  const int64_t blocks = layer.num_samples * small_tiles(chunk.num_outputs) * small_tiles(chunk.num_taps);
+  if (blocks) {
+    queue(patch_gradients<Product, Source>, Shape{blocks, SmallTile::kThreads, patch_shared_bytes<Product>()}, layer, chunk,
+          gradients);
+  }
+}
+
+// gradients [N, O * taps]: all of them.
+template <class Product, class Source, class Queue>
+void form_gradients(const PatchLayer<Source>& layer, Queue queue, typename Product::Sum* gradients) {
+  const PatchChunk all{0, layer.num_outputs, 0, layer.num_taps, layer.num_outputs * layer.num_taps};
+  form_gradients<Product>(layer, all, queue, gradients);
+}
+
 // gram [N, N]. `allocate(count)` gives memory for that many sums, which must live until the launches are queued.
 template <class Product, class Source, class Queue, class Allocate>
 void patch_gram(const PatchLayer<Source>& layer, Queue queue, const Device& device, int64_t budget, const Allocate& allocate,
@@ -46,11 +64,7 @@ void patch_gram(const PatchLayer<Source>& layer, Queue queue, const Device& devi
 
   const auto add = [&](const PatchChunk& chunk) {
     const int64_t features = chunk.num_outputs * chunk.num_taps;
-    const int64_t blocks = num_samples * small_tiles(chunk.num_outputs) * small_tiles(chunk.num_taps);
-    if (blocks) {
-      queue(patch_gradients<Product, Source>, Shape{blocks, SmallTile::kThreads, patch_shared_bytes<Product>()}, layer,
-            chunk, gradients);
-    }
+    form_gradients<Product>(layer, chunk, queue, gradients);
     std::vector<Layer<Sum>> layers;
     const int64_t some = (features + kDepth - 1) / kDepth;  // a part's features: whole stages
     for (int64_t part = 0; part < num_parts; ++part) {

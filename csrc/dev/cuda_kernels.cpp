@@ -80,11 +80,11 @@ py::array gram(const std::vector<py::array>& inputs, const std::vector<py::array
   return result;
 }
 
-template <class Product, class Source>
-py::array patches(const py::array& inputs, const py::array& output_grads, const std::array<int64_t, 2>& kernel,
-                  const std::array<int64_t, 2>& stride, const std::array<int64_t, 2>& dilation, int64_t budget,
-                  const Numbers& device) {
-  using Sum = typename Product::Sum;
+using Pair = std::array<int64_t, 2>;
+
+template <class Source>
+PatchLayer<Source> patch_layer(const py::array& inputs, const py::array& output_grads, const Pair& kernel,
+                               const Pair& stride, const Pair& dilation) {
   PatchLayer<Source> layer;
   layer.inputs = static_cast<const Source*>(inputs.data());
   layer.output_grads = static_cast<const Source*>(output_grads.data());
@@ -100,6 +100,24 @@ py::array patches(const py::array& inputs, const py::array& output_grads, const 
   layer.num_taps = inputs.shape(1) * kernel[0] * kernel[1];
   layer.position_columns = output_grads.shape(3);
   layer.num_positions = output_grads.shape(2) * output_grads.shape(3);
+  return layer;
+}
+
+template <class Product, class Source>
+py::array gradients_of(const py::array& inputs, const py::array& output_grads, const Pair& kernel, const Pair& stride,
+                       const Pair& dilation) {
+  using Sum = typename Product::Sum;
+  const PatchLayer<Source> layer = patch_layer<Source>(inputs, output_grads, kernel, stride, dilation);
+  py::array_t<Sum> result({layer.num_samples, layer.num_outputs * layer.num_taps});
+  form_gradients<Product>(layer, Queue{}, result.mutable_data());
+  return result;
+}
+
+template <class Product, class Source>
+py::array patches(const py::array& inputs, const py::array& output_grads, const Pair& kernel, const Pair& stride,
+                  const Pair& dilation, int64_t budget, const Numbers& device) {
+  using Sum = typename Product::Sum;
+  const PatchLayer<Source> layer = patch_layer<Source>(inputs, output_grads, kernel, stride, dilation);
   py::array_t<Sum> result({layer.num_samples, layer.num_samples});
   std::deque<std::vector<Sum>> kept;
   const auto allocate = [&](int64_t count) { return kept.emplace_back(count + 1, NAN).data(); };
@@ -154,6 +172,12 @@ std::vector<std::pair<int64_t, int64_t>> tiles(int64_t side) {
   return places;
 }
 
+template <class Product, class Source>
+void define_patches(py::module& module, const std::string& name) {
+  module.def(("patch_gram_" + name).c_str(), &patches<Product, Source>);
+  module.def(("patch_gradients_" + name).c_str(), &gradients_of<Product, Source>);
+}
+
 template <class Product>
 void define(py::module& module, const std::string& name) {
   module.def(("gram_" + name).c_str(), &gram<Product>);
@@ -175,11 +199,11 @@ PYBIND11_MODULE(cuda_kernels, module) {
   module.def("rmatvec_float32", &rmatvec_of<CompensatedTf32>);
   module.def("rmatvec_tf32", &rmatvec_of<Plain<float>>);
   module.def("rmatvec_float64", &rmatvec_of<Float64>);
-  module.def("patch_gram_float32", &patches<CompensatedTf32, float>);
-  module.def("patch_gram_tf32", &patches<Plain<float>, float>);
-  module.def("patch_gram_bfloat16", &patches<Plain<float>, BFloat16>);
-  module.def("patch_gram_float16", &patches<Plain<float>, Float16>);
-  module.def("patch_gram_float64", &patches<Float64, double>);
+  define_patches<CompensatedTf32, float>(module, "float32");
+  define_patches<Plain<float>, float>(module, "tf32");
+  define_patches<Plain<float>, BFloat16>(module, "bfloat16");
+  define_patches<Plain<float>, Float16>(module, "float16");
+  define_patches<Float64, double>(module, "float64");
   module.def("patch_shared_bytes", [] { return std::max(patch_shared_bytes<CompensatedTf32>(), patch_shared_bytes<Float64>()); });
   module.def("tiles", &tiles, "The order of the tiles of a triangle.");
   module.def("chunk_place_float64", [](unsigned row, unsigned chunk) { return chunk_place<double>(row, chunk); });
