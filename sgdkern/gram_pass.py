@@ -192,31 +192,34 @@ class _Sum:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Take the factors of some parameters, all that there are for them."""
-        like = entries[0].factors.output_grads
-        if self._gram is None:
-            self._gram = like.new_zeros(len(self._losses), len(self._losses))
-        if len(entries) == 1 and isinstance(entries[0].factors, Dense) and entries[0].factors.num_positions == 1:
-            self._waiting.append(entries[0])
-            self._held += entries[0].factors.bytes_per_sample * len(self._losses)
-            if self._held > self._gram.nbytes:
-                self.finish()
-        else:
-            self._add(entries, self._gram)
+        factors = entries[0].factors
+        if len(entries) > 1 or not isinstance(factors, Dense) or factors.num_positions > 1:
+            self._add(entries)
+            return
+        self._waiting.append(entries[0])
+        self._held += factors.bytes_per_sample * len(self._losses)
+        if self._held > factors.output_grads.element_size() * len(self._losses) ** 2:
+            self._add_waiting()
 
     def finish(self) -> Tensor:
-        """Add what waits."""
-        if self._gram is None:  # no parameter had a gradient
-            return self._losses.new_zeros(len(self._losses), len(self._losses))
+        """K, once what waits is added; zeros where no parameter had a gradient."""
+        self._add_waiting()
+        return self._losses.new_zeros(len(self._losses), len(self._losses)) if self._gram is None else self._gram
+
+    def _add_waiting(self) -> None:
         if self._waiting:
             entries, self._waiting, self._held = self._waiting, [], 0
-            self._add(entries, self._gram)
-        return self._gram
+            self._add(entries)
 
-    def _add(self, entries: Sequence[Entry], gram: Tensor) -> None:
+    def _add(self, entries: Sequence[Entry]) -> None:
         names = frozenset[str]().union(*(entry.parameters for entry in entries))
         known = sorted(names & self._order.keys(), key=self._order.__getitem__)
         slices = slices_of({name: self._tracked[name] for name in known})
-        GradientMatrix(tuple(entries), slices, self._losses).add_gram_to(gram)
+        part = GradientMatrix(tuple(entries), slices, self._losses)
+        if self._gram is None:
+            self._gram = part.gram()  # as the operation gave it: K is never there twice
+        else:
+            part.add_gram_to(self._gram)
 
 
 def _whole(problem: Problem) -> GramMatrix:
