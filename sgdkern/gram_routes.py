@@ -132,7 +132,7 @@ def add_gram(gram: Tensor, factors: Factors) -> None:
             gram += factors.gram()
         return
     if (by_positions := _by_positions(factors)) is not None:
-        _add_gram_of_positions(gram, by_positions)
+        gram += ops.gram_positions(by_positions.inputs, by_positions.output_grads, by_positions.bias)
         return
     for part in factors.slices(SLICE_BYTES):
         _add_gram_of_gradients(gram, part)
@@ -246,21 +246,6 @@ def _add_products(gram: Tensor, rows: Tensor) -> None:
         block = rows[start:stop] @ rows[:stop].T
         gram[start:stop, :stop] += block
         gram[:start, start:stop] += block[:, :start].T
-
-
-def _add_gram_of_positions(gram: Tensor, factors: Dense) -> None:
-    """K += Σ_{t,s} (a_nt·a_ms + c)(b_nt·b_ms), a few samples against all that are not before them."""
-    num_samples, positions = factors.num_samples, factors.num_positions
-    inputs, grads = factors.inputs.flatten(0, 1), factors.output_grads.flatten(0, 1)
-    for start, stop in chunks(num_samples, inputs.element_size() * positions * positions * num_samples):
-        some, rest = slice(start * positions, stop * positions), slice(start * positions, None)
-        products = inputs[some] @ inputs[rest].T
-        if factors.bias:
-            products += 1
-        products *= grads[some] @ grads[rest].T
-        block = products.view(stop - start, positions, num_samples - start, positions).sum((1, 3))
-        gram[start:stop, start:] += block
-        gram[stop:, start:stop] += block[:, stop - start :].T
 
 
 def add_gram_by_rows(gram: Tensor, rows: Callable[[int, int], Tensor], num_params: int) -> None:

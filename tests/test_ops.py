@@ -37,6 +37,13 @@ def gram_in_extended_precision(inputs, output_grads, constant_columns):
     return sum((a @ a.T + c) * (d @ d.T) for a, d, c in zip(*wide, map(int, constant_columns), strict=True))
 
 
+def gram_positions_in_extended_precision(inputs, output_grads, constant_column):
+    """G G^T of explicit gradients, and of a bias's."""
+    a, b = (factor.double().numpy().astype(np.longdouble) for factor in (inputs, output_grads))
+    flat = np.einsum("nti,nto->nio", a, b).reshape(len(a), a.shape[2] * b.shape[2])
+    return flat @ flat.T + int(constant_column) * b.sum(1) @ b.sum(1).T
+
+
 def patch_gradients_in_extended_precision(inputs, output_grads, kernel, stride, dilation):
     """Sum over positions and taps, one product of numbers a time and sample."""
     x, b = (factor.double().numpy().astype(np.longdouble) for factor in (inputs, output_grads))
@@ -77,6 +84,7 @@ def rmatvec_in_extended_precision(inputs, output_grads, weights):
 
 ORACLES = {
     "gram": gram_in_extended_precision,
+    "gram_positions": gram_positions_in_extended_precision,
     "matvec": matvec_in_extended_precision,
     "minibatch_norms": minibatch_norms_in_extended_precision,
     "patch_gradients": patch_gradients_in_extended_precision,

@@ -1,5 +1,6 @@
 // Development only, not shipped: the raw CPU kernels by instruction set, on NumPy arrays.
 
+#include "../cpu/gram_positions.h"
 #include "../cpu/minibatch_norms.h"
 
 #include <pybind11/numpy.h>
@@ -69,6 +70,22 @@ py::array_t<T> gram(const Arrays<T>& inputs, const Arrays<T>& output_grads, cons
 }
 
 template <class T>
+py::array_t<T> gram_positions(const py::array_t<T>& inputs, const py::array_t<T>& output_grads, bool constant_column,
+                              const std::string& name, int64_t num_threads) {
+  const int64_t num_samples = inputs.shape(0), in_features = inputs.shape(2), out_features = output_grads.shape(2);
+  const sgdkern::Layer<T> layer{inputs.data(), output_grads.data(), in_features, out_features, in_features, out_features,
+                                constant_column};
+  py::array_t<T> result({num_samples, num_samples});
+  for (const auto& [known, set] : kNames) {
+    if (known == name && !sgdkern::gram_positions<T, T>(layer, num_samples, inputs.shape(1), set, Threads{num_threads},
+                                                        result.mutable_data())) {
+      throw std::bad_alloc();
+    }
+  }
+  return result;
+}
+
+template <class T>
 py::array_t<T> minibatch_norms(const Arrays<T>& inputs, const Arrays<T>& output_grads,
                                const std::vector<bool>& constant_columns, const py::array_t<int64_t>& indices,
                                const std::string& name, int64_t num_threads) {
@@ -88,6 +105,8 @@ PYBIND11_MODULE(kernels, module) {
   module.def("instruction_sets", &instruction_sets, "Those that this processor has.");
   module.def("gram_float32", &gram<float>);
   module.def("gram_float64", &gram<double>);
+  module.def("gram_positions_float32", &gram_positions<float>);
+  module.def("gram_positions_float64", &gram_positions<double>);
   module.def("minibatch_norms_float32", &minibatch_norms<float>);
   module.def("minibatch_norms_float64", &minibatch_norms<double>);
 }

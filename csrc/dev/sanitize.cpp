@@ -1,6 +1,7 @@
 // Development only: the CPU kernels on random shapes, strides and unaligned rows, for AddressSanitizer and UBSan. Each
 // factor lies in an allocation of exactly its size, so that one element read too many is caught.
 
+#include "../cpu/gram_positions.h"
 #include "../cpu/minibatch_norms.h"
 #include "../cpu/patch_gradients.h"
 
@@ -114,6 +115,37 @@ bool check_minibatches(int64_t num_samples, InstructionSet set) {
   return true;
 }
 
+// Positions of random number, so that samples lie within tiles, across them and over several.
+template <class T, class Source>
+bool check_positions(int64_t num_samples, InstructionSet set) {
+  const int64_t positions = uniform(0, 3) ? uniform(0, 9) : uniform(10, 4000 / (num_samples + 10));
+  const Factor<Source> inputs(num_samples * positions, uniform(0, 40)), output_grads(num_samples * positions, uniform(0, 20));
+  const bool constant_column = uniform(0, 1);
+  const sgdkern::Layer<Source> layer{inputs.memory.data(), output_grads.memory.data(), inputs.features,
+                                     output_grads.features, inputs.stride, output_grads.stride, constant_column};
+  std::vector<T> result(num_samples * num_samples);
+  if (!sgdkern::gram_positions<T, Source>(layer, num_samples, positions, set, kThreads, result.data())) return false;
+  const auto row_product = [&](int64_t i, int64_t j) {
+    return (inputs.product(i, j) + double(constant_column)) * output_grads.product(i, j);
+  };
+  for (int probe = 0; probe < 5 && num_samples; ++probe) {
+    const int64_t n = uniform(0, num_samples - 1), m = uniform(0, num_samples - 1);
+    double truth = 0, left = 1e-30, right = 1e-30;  // by Cauchy and Schwarz, a position at a time
+    for (int64_t t = 0; t < positions; ++t) {
+      for (int64_t s = 0; s < positions; ++s) truth += row_product(n * positions + t, m * positions + s);
+      left += std::sqrt(row_product(n * positions + t, n * positions + t));
+      right += std::sqrt(row_product(m * positions + t, m * positions + t));
+    }
+    const double error = std::fabs(result[n * num_samples + m] - truth) / (left * right);
+    if (!(error < 1000 * double(std::numeric_limits<T>::epsilon())) ||
+        result[n * num_samples + m] != result[m * num_samples + n]) {
+      std::printf("positions, N = %ld, T = %ld: relative error %g\n", long(num_samples), long(positions), error);
+      return false;
+    }
+  }
+  return true;
+}
+
 // A convolution of random geometry against a loop over samples, outputs, taps and positions.
 template <class T>
 bool check_patches(int64_t num_samples, InstructionSet set) {
@@ -185,6 +217,10 @@ int main() {
                               check_minibatches<double, double>(num_samples, set),
                               check_minibatches<float, sgdkern::BFloat16>(num_samples, set),
                               check_minibatches<float, sgdkern::Float16>(num_samples, set),
+                              check_positions<float, float>(num_samples, set),
+                              check_positions<double, double>(num_samples, set),
+                              check_positions<float, sgdkern::BFloat16>(num_samples, set),
+                              check_positions<float, sgdkern::Float16>(num_samples, set),
                               check_patches<float>(num_samples, set),
                               check_patches<double>(num_samples, set)}) {
         ++(done ? passed : failed);

@@ -4,11 +4,13 @@ In reading order:
     gram: the Gram matrix of per-sample gradients from the factors of layers that are used once a sample.
     minibatch_norms: squared norms of minibatches' summed gradients, the Gram matrix's blocks without the matrix.
     matvec, rmatvec: what a linear layer adds to G v, and what Gᵀ w has of it.
+    gram_positions: the same as gram, for a layer that is used at several positions, by pairs of these.
     patch_gradients: explicit gradients of a layer that is used at several positions, a convolution.
-    patch_gram: the same as gram, for a layer that is used at several positions, a convolution or a sequence layer.
+    patch_gram: the same from such gradients, a convolution's or a sequence layer's, which are never stored whole.
 """
 
 from sgdkern.ops.gram import gram
+from sgdkern.ops.gram_positions import gram_positions
 from sgdkern.ops.matvec import matvec
 from sgdkern.ops.minibatch_norms import minibatch_norms
 from sgdkern.ops.patch_gradients import patch_gradients
@@ -22,6 +24,7 @@ __all__ = [
     "Cost",
     "Op",
     "gram",
+    "gram_positions",
     "matvec",
     "minibatch_norms",
     "patch_gradients",
