@@ -20,7 +20,7 @@ from native import ROOT, dev_module
 from test_ops import COMPENSATED_TF32_LOSS, ORACLES, assert_accurate, factors, samples
 from torch.utils._pytree import tree_map_only
 
-from sgdkern.ops import OPS, gram, matvec, patch_gradients, patch_gram, rmatvec
+from sgdkern.ops import OPS, gram, gram_positions, matvec, patch_gradients, patch_gram, rmatvec
 
 GPU_BENCHMARK = ROOT / "benchmarks" / "gpu.py"
 
@@ -67,6 +67,12 @@ def run_patch_gram(product, args, device=H100, budget=32 << 20):
     return torch.from_numpy(function(bits(inputs), bits(output_grads), *geometry, budget, device))
 
 
+def run_gram_positions(product, args, device=H100):
+    inputs, output_grads, bias = args
+    function = getattr(dev_module("cuda_kernels"), f"gram_positions_{product}")
+    return torch.from_numpy(function(bits(inputs.contiguous()), bits(output_grads.contiguous()), bias, device))
+
+
 @every_product
 @DEVICES
 def test_gram_is_as_accurate_as_plain_pytorch(product, device):
@@ -75,6 +81,26 @@ def test_gram_is_as_accurate_as_plain_pytorch(product, device):
         result = run_gram(product, args, device)
         assert torch.equal(result, result.T)
         assert_accurate(gram, args, result, loss)
+
+
+@every_product
+@DEVICES
+def test_gram_positions_are_as_accurate_as_plain_pytorch(product, device):
+    """Tiles of whole samples, groups of several tiles, samples of several: small and large tiles."""
+    dtype, loss = PRODUCTS[product]
+    for args in samples(gram_positions, dtype, "cpu"):
+        result = run_gram_positions(product, args, device)
+        assert torch.equal(result, result.T)
+        assert_accurate(gram_positions, args, result, loss)
+
+
+def test_groups_of_samples_fill_tiles_where_all_multiprocessors_stay_busy():
+    sizes = dev_module("cuda_kernels").group_sizes
+    assert sizes(1000, 4, H100) == (16, 1)
+    assert sizes(1000, 49, H100) == (5, 4)
+    assert sizes(20, 49, H100) == (1, 1)
+    assert sizes(3, 4, H100) == (3, 1)
+    assert sizes(1000, 1000, H100) == (1, 16)
 
 
 @every_product
@@ -195,11 +221,14 @@ def test_neither_the_order_of_warps_nor_the_run_changes_a_bit(product):
     dtype = PRODUCTS[product][0]
     args = factors(100, (70, 40, 3), dtype)
     patches = samples(patch_gram, dtype, "cpu")[3]
+    positions = samples(gram_positions, dtype, "cpu")[7]
     try:
         results = []
         for order in (False, True, True):
             native.last_warp_first(order)
-            results.append((run_gram(product, args), run_gram(product, args, ONE), run_patch_gram(product, patches)))
+            of_positions = [run_gram_positions(product, positions, device) for device in (H100, ONE)]
+            of_gram = [run_gram(product, args, device) for device in (H100, ONE)]
+            results.append((*of_gram, *of_positions, run_patch_gram(product, patches)))
     finally:
         native.last_warp_first(False)
     for other in results[1:]:
@@ -243,6 +272,7 @@ def test_shared_memory_is_read_without_bank_conflicts():
         for device in (H100, ONE):
             run_gram(product, factors(200, (40, 20), dtype), device)
         run_patch_gram(product, samples(patch_gram, dtype, "cpu")[1])
+        run_gram_positions(product, samples(gram_positions, dtype, "cpu")[6])
     counts = native.counts()
     assert counts["block_loads"] > 1000
     assert counts["bank_conflicts"] == 0

@@ -3,6 +3,7 @@
 #include "device_on_cpu.h"
 #include "faulty_kernels.h"
 #include "../cuda/gram_launch.h"
+#include "../cuda/gram_positions_launch.h"
 #include "../cuda/matvec_launch.h"
 #include "../cuda/minibatch_norms_launch.h"
 #include "../cuda/patch_gram_launch.h"
@@ -78,6 +79,26 @@ py::array gram(const std::vector<py::array>& inputs, const std::vector<py::array
   sum.add(layers, num_parts, num_parts == 1 ? result.mutable_data() : parts.data());
   if (num_parts > 1) sum.finish(parts.data(), num_parts, result.mutable_data());
   return result;
+}
+
+// Of contiguous factors [N, T, features].
+template <class Product>
+py::array positions(const py::array& inputs, const py::array& output_grads, bool constant_column, const Numbers& device) {
+  using Element = typename Product::Element;
+  const auto rows_of = [](const py::array& factor) -> Factor<Element> {
+    const Element* data = static_cast<const Element*>(factor.data());
+    return {data, factor.shape(2), factor.shape(2), alignment_of(data, factor.shape(2))};
+  };
+  py::array_t<typename Product::Sum> result({inputs.shape(0), inputs.shape(0)});
+  gram_positions<Product>(Layer<Element>{{rows_of(inputs), rows_of(output_grads)}, 2, constant_column}, inputs.shape(0),
+                          inputs.shape(1), Queue{}, device_of(device), result.mutable_data());
+  return result;
+}
+
+// Samples in a group, and the tiles of 64 rows that they take.
+std::pair<int64_t, int64_t> group_sizes(int64_t num_samples, int64_t num_positions, const Numbers& device) {
+  const int64_t samples = groups_of(num_samples, num_positions, SmallTile::kSamples, device_of(device)).samples;
+  return {samples, small_tiles(samples * num_positions)};
 }
 
 using Pair = std::array<int64_t, 2>;
@@ -182,6 +203,7 @@ template <class Product>
 void define(py::module& module, const std::string& name) {
   module.def(("gram_" + name).c_str(), &gram<Product>);
   module.def(("plan_" + name).c_str(), &plan<Product>);
+  module.def(("gram_positions_" + name).c_str(), &positions<Product>);
   module.def(("minibatch_norms_" + name).c_str(), &norms<Product>);
 }
 
@@ -205,6 +227,7 @@ PYBIND11_MODULE(cuda_kernels, module) {
   define_patches<Plain<float>, Float16>(module, "float16");
   define_patches<Float64, double>(module, "float64");
   module.def("patch_shared_bytes", [] { return std::max(patch_shared_bytes<CompensatedTf32>(), patch_shared_bytes<Float64>()); });
+  module.def("group_sizes", &group_sizes);
   module.def("tiles", &tiles, "The order of the tiles of a triangle.");
   module.def("chunk_place_float64", [](unsigned row, unsigned chunk) { return chunk_place<double>(row, chunk); });
   module.def("turned_place_float32", [](unsigned k, unsigned chunk) { return Turned<float>::place(k, chunk); });

@@ -77,8 +77,22 @@ def _patch_gram_arguments(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]
     yield "sequence 32, 128-384, N = 128", (inputs, grads, (1, 1), (1, 1), (1, 1))
 
 
+def _gram_positions_arguments(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    """Wide layers at few positions, where pairs of these cost less than gradients; a deep convolution's patches."""
+    for num_samples, num_positions, in_features, out_features in [
+        (256, 4, 512, 512),
+        (128, 8, 768, 768),
+        (64, 16, 1024, 1024),
+        (512, 2, 256, 256),
+        (64, 16, 4608, 512),
+    ]:
+        inputs, grads = (_normal(dtype, num_samples, num_positions, width) for width in (in_features, out_features))
+        yield f"{num_positions} positions, {in_features}-{out_features}, N = {num_samples}", (inputs, grads, True)
+
+
 ARGUMENTS: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] = {
     "gram": _gram_arguments,
+    "gram_positions": _gram_positions_arguments,
     "patch_gram": _patch_gram_arguments,
 }
 
