@@ -130,7 +130,7 @@ bool check_positions(int64_t num_samples, InstructionSet set) {
   };
   for (int probe = 0; probe < 5 && num_samples; ++probe) {
     const int64_t n = uniform(0, num_samples - 1), m = uniform(0, num_samples - 1);
-    double truth = 0, left = 1e-30, right = 1e-30;  // by Cauchy and Schwarz, a position at a time
+    double truth = 0, left = 1e-15, right = 1e-15;  // Cauchy and Schwarz; the rest is for underflow
     for (int64_t t = 0; t < positions; ++t) {
       for (int64_t s = 0; s < positions; ++s) truth += row_product(n * positions + t, m * positions + s);
       left += std::sqrt(row_product(n * positions + t, n * positions + t));
