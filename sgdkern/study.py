@@ -78,7 +78,7 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     """The plan of a model whose calls look like these: a known one, or a new study's."""
     signatures = tuple(site.signature for site in seen.recorder.sites)
     training = tuple(module.training for module in problem.model.modules())
-    hooks = tuple((name, *hooks) for name, one in problem.tracked.items() if (hooks := one._backward_hooks))
+    hooks = _hook_numbers(problem, seen)
     what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, training, hooks)
     known = _plans.setdefault(problem.model, {})
     studied = min(problem.num_samples, STUDY_SAMPLES)
@@ -92,6 +92,14 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     while len(known) > PLANS_KEPT:
         known.pop(next(iter(known)))
     return plan
+
+
+def _hook_numbers(problem: Problem, seen: Pass) -> tuple[Any, ...]:
+    """What tells the user's backward hooks from others: a number each, never given twice by torch."""
+    hooked: list[Any] = [(name, one._backward_hooks) for name, one in problem.tracked.items()]
+    for name, module in problem.model.named_modules():
+        hooked += [(name, module._backward_pre_hooks), (name, module._backward_hooks)]
+    return seen.recorder.hooked, *((name, *numbers) for name, numbers in hooked if numbers)
 
 
 def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:
@@ -139,14 +147,11 @@ def holds(seen: Pass, layouts: Sequence[Place]) -> bool:
     }
     if not told:
         return True
-    generator = torch.Generator().manual_seed(seen.num_samples)
-    exponents = torch.randint(1, 9, (seen.num_samples,), generator=generator).to(seen.losses.device)
     plain = norms(seen, list(told), list(told.values()))
-    weighted = norms(seen, list(told), list(told.values()), 2.0 ** exponents.to(seen.losses.dtype))
     return all(
-        (((other / one).log2() - exponents).abs() < WEIGHT_ERROR)[one > 0].all()
-        for one, other in zip(plain, weighted, strict=True)
-        if one.any()
+        (((other / one).log2() - weights.log2()).abs() < WEIGHT_ERROR)[one > 0].all()
+        for weights in weightings(seen.num_samples, seen.losses)  # no two samples have the same in all of them
+        for one, other in zip(plain, norms(seen, list(told), list(told.values()), weights), strict=True)
     )
 
 

@@ -71,6 +71,32 @@ def test_a_known_plan_is_checked_against_each_batch_that_is_sorted_within() -> N
         torch.testing.assert_close(watched.gradients.dense(), by_loop(model, (x,), sines, 6))
 
 
+@pytest.mark.parametrize("num_samples", [5, 9])
+def test_any_two_samples_that_change_places_are_seen(num_samples: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(num_samples, 4, dtype=torch.float64)
+    for one in range(num_samples):
+        for other in range(one):
+            model = Sorted("index").double()
+            x[:, 0] = torch.arange(num_samples).flip(0)
+            per_sample_gradients(model, sines, x, torch.zeros(num_samples))  # in order: the plan says so
+            x[[one, other], 0] = x[[other, one], 0]
+            G = per_sample_gradients(model, sines, x, torch.zeros(num_samples))
+            torch.testing.assert_close(G.dense(), by_loop(model, (x,), sines, num_samples))
+
+
+def test_a_known_plan_says_nothing_about_hooks_that_came_later() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, 4)
+    per_sample_gradients(model, sines, x, torch.zeros(6))
+    hook = model[2].register_full_backward_hook(lambda _, grads, __: tuple(grad / grad.norm() for grad in grads))
+    with pytest.raises(ValueError, match="backward hooks must change a gradient by a fixed factor"):
+        per_sample_gradients(model, sines, x, torch.zeros(6))
+    hook.remove()
+    G = per_sample_gradients(model, sines, x, torch.zeros(6))
+    torch.testing.assert_close(G.dense(), by_loop(model, (x,), sines, 6))
+
+
 class Packed(nn.Module):
     """Sequences of several lengths, padded again before a layer that sees them sequence first."""
 
