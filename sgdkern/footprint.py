@@ -21,6 +21,8 @@ from sgdkern.study import plan_for
 WEIGHED_SAMPLES = 3
 # The same where samples have parts of their own sizes (packed sequences, routed rows): the largest of these counts.
 UNLIKE_SAMPLES = 48
+# Torch's own, and private: which hooks are on top.
+_top_hooks: Callable[[bool], Any] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def footprint(problem: Problem, *, num_samples: int = WEIGHED_SAMPLES) -> Footpr
 class _Hidden(TorchDispatchMode):
     """Sizes of what each checkpointed part of a model computes, and will hold when it is computed again.
 
-    A checkpoint keeps what autograd saves inside it from the hooks of others: they are not on top there.
+    A checkpoint keeps what autograd saves inside it from the hooks of others: they are not on top there. Where torch
+    does not tell which are, all that is computed counts, which is too much rather than too little.
 
     Args:
         hook: the hook that is on top elsewhere.
@@ -108,7 +111,7 @@ class _Hidden(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and weigh its outputs where another's hook is on top."""
         out = func(*args, **(kwargs or {}))
-        top = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        top = (None,) if _top_hooks is None else _top_hooks(False)
         if top is not None and top[0] is not self._hook:
             given, made = (
                 {

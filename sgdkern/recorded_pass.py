@@ -173,6 +173,7 @@ def norms(
 
     Raises:
         RuntimeError: if a gradient is not finite.
+        ValueError: if it is, but not under weights.
     """
     sites = seen.recorder.sites
     found = [seen.losses.new_zeros(sites[place].shape[:1] or (1,), dtype=torch.float64) for place in places]
@@ -186,7 +187,15 @@ def norms(
 
     total = (seen.losses if weights is None else weights * seen.losses).sum()
     passing_by(total, [sites[place].edge for place in places], receive, retain_graph=True)
-    check_finite(seen, places, found)
+    if weights is None:
+        check_finite(seen, places, found)
+    elif wrong := [place for place, norm in zip(places, found, strict=True) if not _is_finite(norm)]:
+        raise ValueError(
+            f"per_sample_gradients: gradients must leave room for weights of the losses up to {int(weights.max())}, by "
+            f"which samples are told apart, but those at {sorted(sites[wrong[0]].parameters)[:3]} overflow in "
+            f"{sites[wrong[0]].dtype}. Divide the loss by a power of two (K shrinks by its square), or take a wider "
+            "dtype."
+        )
     return found
 
 

@@ -170,6 +170,16 @@ def test_gradients_that_underflow_in_float16_are_refused_as_such(function: objec
         function(model, nn.CrossEntropyLoss(), x, torch.arange(12) % 3)
 
 
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_gradients_without_room_for_weights_in_float16_are_refused_as_such(function: object) -> None:
+    """They are finite; what tells samples apart makes them larger than float16 can hold."""
+    torch.manual_seed(0)
+    model, x = Sorted("index").half(), torch.randn(9, 4).half()
+    x[0, 0], x[4, 0], x[8, 0] = 3, 0, -3
+    with pytest.raises(ValueError, match=r"overflow in torch\.float16\. Divide the loss by a power of two"):
+        function(model, lambda outputs, _: sines(outputs.float()) * 2000, x, torch.zeros(9))
+
+
 class Wide(nn.Module):
     """Double precision where it is needed, single elsewhere."""
 
