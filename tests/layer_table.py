@@ -26,8 +26,10 @@ Rules belong to torch functions, not to modules (decision 0070): whatever class 
 samples in one of these. All rules hold in float64, float32, bfloat16 and float16 (half-precision factors are kept in
 float32; of a model of several precisions all are kept in the widest), with any leading axes, samples along any axis,
 and weights that are shared, reused, transposed, sliced or computed from parameters. What no rule covers is found by
-the study before the first capture, takes the explicit route with one warning that names it, and is exact too. Complex
-parameters are refused; where samples are complex within, a real parameter takes the explicit route.
+the study before the first capture, takes the explicit route with one warning that names it, and is exact too: one
+backward pass a sample, by torch.func through the smallest module that holds the parameter and is called once, else
+through the whole model, else in a loop. Complex parameters are refused; where samples are complex within, a real
+parameter takes the explicit route.
 
 How far the study's comparison with autograd reaches: relative differences of a parameter's gradient above 1e-8
 (float64), 2e-3 (float32), 6 % (bfloat16) and .8 % (float16: eight roundings of the dtype, which autograd's own gradient
