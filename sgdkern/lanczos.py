@@ -35,7 +35,7 @@ GiveUp = Callable[[int, int], bool]  # vectors multiplied so far, vectors foreca
 
 # A product in floating point is off by a few eps·‖A‖; what lies below is taken as zero (deflation) or as converged.
 _ROUNDING = 32.0
-# Of a unit vector, squared: where less than half lies outside the basis, rounding may be seen in what is left.
+# Of a block of unit vectors, squared: where more lies inside the basis, rounding may be seen in what is left.
 _MOSTLY_INSIDE = 0.5
 # Forecasts begin after this many blocks; up to the second number T's eigenvalues cost nothing.
 _FORECAST_BLOCKS, _EVERY_BLOCK = 4, 6
@@ -412,15 +412,19 @@ class _Krylov:
         random = torch.randn(room - live, n, dtype=residual.dtype, device=residual.device, generator=self._generator)
         block = torch.cat([(orthonormal @ left).T[:live], torch.nn.functional.normalize(random)])
         inside = block @ self.basis.T
-        block = torch.addmm(block, inside, self.basis, alpha=-1)
-        if bool((inside.square().sum(1) > _MOSTLY_INSIDE).any()):
-            # Once more: what is left keeps a rounding error of eps / its size, which a second pass takes away.
-            block = self._project_out(torch.linalg.qr(block.T)[0].T)
-        return torch.linalg.qr(block.T)[0].T, factor, factor[:live].T @ inside[:live]
+        coefficients = factor[:live].T @ inside[:live]
+        block = self._beside(block, inside)
+        # What is left keeps a rounding error of eps / its size, which another pass takes away. All rows together are
+        # asked: a mixture of them may lie inside the basis where none of them does.
+        while float(inside.square().sum()) > _MOSTLY_INSIDE:
+            inside = block @ self.basis.T
+            block = self._beside(block, inside)
+        return block, factor, coefficients
 
-    def _project_out(self, block: Tensor) -> Tensor:
-        """Take the basis out of a block [b, n]."""
-        return block - (block @ self.basis.T) @ self.basis
+    def _beside(self, block: Tensor, inside: Tensor) -> Tensor:
+        """A block [b, n] without what it holds of the basis [b, M], orthonormal again."""
+        orthonormal: Tensor = torch.linalg.qr(torch.addmm(block, inside, self.basis, alpha=-1).T)[0].T
+        return orthonormal
 
 
 def _as_block(start: Tensor) -> Tensor:

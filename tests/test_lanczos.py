@@ -175,6 +175,22 @@ def test_float32_products_converge_to_their_own_accuracy() -> None:
     assert (pairs.vectors.T @ pairs.vectors - torch.eye(60, dtype=torch.float64)).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("block", [1, 3])
+def test_rounding_within_the_basis_does_not_cost_its_orthogonality(block: int) -> None:
+    # centred, rounded to float32, one eigenvalue but for zero: soon nothing is left of a product but that rounding
+    q, _ = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    rows = torch.cat([q, q]).float()
+    rounded = rows @ rows.T
+
+    def centred(v: Tensor) -> Tensor:
+        product = (rounded @ (v - v.mean(0)).float()).double()
+        return product - product.mean(0)
+
+    result = tridiagonalise(centred, start_block(120, block), 120)
+    torch.testing.assert_close(result.basis @ result.basis.T, torch.eye(120, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.linalg.eigvalsh(result.projected)[-1] < 2 + 1e-5
+
+
 def test_the_basis_bound_is_kept_and_its_shortage_is_said() -> None:
     matrix, eigenvalues = prescribed(SPECTRA["linear"])
     widest = 0
