@@ -228,6 +228,7 @@ def test_networks_too_weak_for_a_noise_rate_say_that_it_is_a_bound():
         cleaner = LabelCleaner(mode="fast").fit(inputs, truth)
     rates = [cleaner.noise_rate_, *cleaner.class_noise_rates_.values()]
     assert all(rate.is_upper_bound and rate.low == 0.0 for rate in rates)
+    assert cleaner.is_label_issue_.mean() <= float(cleaner.noise_rate_) + 0.01 < cleaner.noise_rate_.high
 
 
 def test_further_rounds_are_left_out_where_nothing_is_contradicted():

@@ -349,10 +349,11 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 UserWarning,
                 stacklevel=3,
             )
-        # a negative margin is an issue, but hard samples with right labels have some too: no more than the rate allows
-        contradicted = float((score < 0).mean())
+        # A negative margin is an issue, but hard samples with right labels have some too: no more than the rate allows;
+        # no more than its estimate where the upper end is so far up that it would let most of them through.
         rate = self.noise_rate_
-        cut = 0.0 if contradicted <= rate.high else min(0.0, float(np.quantile(score, rate.estimate)))
+        most = rate.estimate if rate.is_upper_bound else rate.high
+        cut = 0.0 if (score < 0).mean() <= most else min(0.0, float(np.quantile(score, rate.estimate)))
         score = np.where(alone, cut, score)
         p_wrong = probability_wrong(score, cut)
         self.rounds_ = tuple(rounds)
