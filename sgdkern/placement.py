@@ -94,5 +94,5 @@ def _norm(tensor: Tensor) -> Tensor:
 def row_norms(tensor: Tensor) -> Tensor:
     """Norms along the first axis, in float64."""
     kept = torch.promote_types(tensor.dtype, torch.float64)
-    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=kept)
+    norms: Tensor = torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1, dtype=kept)
     return norms

@@ -29,6 +29,8 @@ _INDEXING = _SUBSCRIPTS | {"index_select", "index_add", "index_copy", "index_put
 _INDEXING |= {"masked_select", "masked_scatter", "scatter", "scatter_add", "scatter_reduce", "sort", "topk"}
 _INDEXING |= {"_pack_padded_sequence"}
 _JOINING = {"cat", "concat", "concatenate", "stack", "vstack", "hstack"}
+_TURNING = {"roll": 2, "flip": 1, "flipud": 1}  # and where their axes stand among the arguments
+_PRODUCTS = {"matmul", "__matmul", "__rmatmul", "mm", "einsum"}
 # With max_norm these write to their table, frozen or not: their bodies are always looked into.
 _WRITERS = (nn.functional.embedding, nn.functional.embedding_bag)
 
@@ -115,7 +117,7 @@ class Recorder(TorchFunctionMode):
             with self:
                 return inner(*args, **kwargs)
         tensors = list(_tensors((args, kwargs)))
-        self.reordered = self.reordered or self._reorders(func, args, tensors)
+        self.reordered = self.reordered or self._reorders(func, args, kwargs, tensors)
         met = frozenset[str]().union(*(self.sources[id(tensor)] for tensor in tensors if id(tensor) in self.sources))
         if all(id(tensor) in self.constants for tensor in tensors) and not self._meets_samples(func, args):
             return self._constant(func, args, kwargs, met)
@@ -153,10 +155,20 @@ class Recorder(TorchFunctionMode):
             return False
         return id(rows) not in self.sources and rows.ndim > 1 and len(rows) == self.num_samples
 
-    def _reorders(self, func: Any, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> bool:
+    def _reorders(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> bool:
         """Whether a call may put samples into an order of their own: sorted, routed, packed, stacked one by one."""
         name = getattr(func, "__name__", "").rstrip("_")
-        if name not in _INDEXING and not (name in _JOINING and args and len(args[0]) == self.num_samples > 1):
+        if name in _PRODUCTS:
+            return len(tensors) > 1 and self._contracts_rows(args, tensors)
+        if name in _JOINING:
+            if not (args and (len(args[0]) == self.num_samples > 1 or self._has_parts(tensors))):
+                return False
+        elif name in _TURNING:
+            axes = [*args[_TURNING[name] :], kwargs.get("dims", ())]
+            axes = [axis for each in axes for axis in (each if isinstance(each, tuple | list) else [each])]
+            if axes and not any(axis in (0, -tensors[0].ndim) for axis in axes):
+                return False
+        elif name not in _INDEXING:
             return False
         if name in _SUBSCRIPTS:
             indices = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -164,6 +176,23 @@ class Recorder(TorchFunctionMode):
                 return False
         moved = tensors if name == "__setitem" else tensors[:1]
         return any(id(tensor) not in self.constants for tensor in moved)
+
+    def _has_parts(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors have rows of some samples only, and of all together."""
+        lengths = [len(tensor) if tensor.ndim else 1 for tensor in tensors]
+        return sum(lengths) % self.num_samples == 0 and any(length % self.num_samples for length in lengths)
+
+    def _contracts_rows(self, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> bool:
+        """Whether a product of what was computed from samples sums over their rows: a permutation, a dispatch."""
+        if any(id(tensor) in self.constants or not tensor.ndim for tensor in tensors):
+            return False
+        if args and isinstance(args[0], str):
+            inputs, arrow, output = args[0].replace(" ", "").partition("->")
+            first = {term[0] for term in inputs.split(",") if term and (term[0] not in output if arrow else True)}
+            rows = [len(tensor) for tensor, term in zip(tensors, inputs.split(","), strict=False) if term[:1] in first]
+        else:
+            rows = [len(tensors[1])] if tensors[1].ndim == 2 else []
+        return any(length % self.num_samples == 0 for length in rows)
 
     def _constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met: frozenset[str]) -> Any:
         """Run a function of constants alone: a constant too, and tracked where a tracked parameter went in."""

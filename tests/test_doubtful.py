@@ -97,6 +97,62 @@ def test_a_known_plan_says_nothing_about_hooks_that_came_later() -> None:
     torch.testing.assert_close(G.dense(), by_loop(model, (x,), sines, 6))
 
 
+class Turned(nn.Module):
+    """The layer sees its samples in another order where there are more than three of them, or the first ones alone."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.layer, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[:, 0] > 0
+        if self.way in ("einsum", "product"):  # of the dispatch: slot after slot for the samples that are chosen
+            slots = nn.functional.one_hot((chosen.cumsum(0) - 1).clamp_min(0), len(x)) * chosen[:, None]
+            slots = slots.to(x.dtype)
+            rows = torch.einsum("nc,nd->cd", slots, x) if self.way == "einsum" else slots.T @ x
+            return self.other(x) + slots @ self.layer(rows).tanh()
+        by = int(chosen.sum()) % len(x) if len(x) > 3 else 0
+        if self.way == "roll":
+            return self.layer(x.roll(by, 0)).roll(-by, dims=0)
+        if self.way == "flip":
+            return self.layer(x.flip(0)).flip([0]) if len(x) > 3 else self.layer(x)
+        return torch.cat([(out := self.layer(torch.cat([x[by:], x[:by]])))[len(x) - by :], out[: len(x) - by]])
+
+
+@pytest.mark.parametrize("way", ["einsum", "product", "roll", "flip", "cat"])
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_samples_that_are_turned_or_dispatched_although_the_studied_ones_were_in_order(
+    way: str, function: object
+) -> None:
+    torch.manual_seed(0)
+    model, x = Turned(way).double(), torch.randn(9, 4, dtype=torch.float64)
+    x[:, 0] = torch.tensor([1, 1, -1, 1, 1, -1, -1, 1, 1])
+    expected = by_loop(model, (x,), sines, 9)
+    torch.testing.assert_close(function(model, sines, x, torch.zeros(9)).gram(), expected @ expected.T)
+
+
+class OneByOne(nn.Module):
+    """Calls its layer with one sample at a time, without a sample axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.layer(row) for row in x])
+
+
+@pytest.mark.parametrize("function", [per_sample_gradients, gram_matrix])
+def test_samples_that_pass_one_by_one_take_the_explicit_route(function: object) -> None:
+    torch.manual_seed(0)
+    model, x = OneByOne().double(), torch.randn(9, 4, dtype=torch.float64)
+    expected = by_loop(model, (x,), sines, 9)
+    with pytest.warns(UserWarning, match="explicit per-sample gradients for 2 parameters"):
+        found = function(model, sines, x, torch.zeros(9))
+    torch.testing.assert_close(found.gram(), expected @ expected.T)
+
+
 class Packed(nn.Module):
     """Sequences of several lengths, padded again before a layer that sees them sequence first."""
 
