@@ -24,11 +24,13 @@ CASES = {
     "nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), "
     "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)); inputs = torch.randn(128, 3, 32, 32)",
     "resnet18": IMAGES.format(name="resnet18", n=16, size=64),
+    "resnet50": IMAGES.format(name="resnet50", n=16, size=64),
     "mobilenet_v3_small": IMAGES.format(name="mobilenet_v3_small", n=16, size=64),
     "efficientnet_b0": IMAGES.format(name="efficientnet_b0", n=16, size=64),
     "convnext_tiny": IMAGES.format(name="convnext_tiny", n=16, size=64),
     "densenet121": IMAGES.format(name="densenet121", n=16, size=64),
     "swin_t": IMAGES.format(name="swin_t", n=16, size=64),
+    "vit_b_16": "model = models.vit_b_16(num_classes=10, image_size=64).eval(); inputs = torch.randn(16, 3, 64, 64)",
     "bert": TEXTS.format(config="BertConfig", model="BertForSequenceClassification", options=SMALL_TEXT)
     + TOKENS.format(n=64, length=64),
     "gpt2": TEXTS.format(
@@ -36,6 +38,8 @@ CASES = {
         model="GPT2LMHeadModel",
         options="vocab_size=1000, n_embd=128, n_layer=4, n_head=4, n_positions=64",
     )
+    + TOKENS.format(n=64, length=64),
+    "llama": TEXTS.format(config="LlamaConfig", model="LlamaForCausalLM", options=SMALL_TEXT.replace("512", "352"))
     + TOKENS.format(n=64, length=64),
 }
 # Bytes above the start at the peak of some work, in a process of its own.
