@@ -231,10 +231,17 @@ def named_groups(config: RunConfig, data: Dataset) -> dict[str, dict[str, Tensor
     path = Path(config.groups)
     if not path.is_file():
         raise ValueError(f"run: groups must be none, classes or a file, got {config.groups!r}. Is the path right?")
-    if path.suffix == ".npy":
-        names = np.load(path, allow_pickle=False).astype(str)
-    else:
-        names = np.array(path.read_text(encoding="utf-8").splitlines())
+    try:
+        names = (
+            np.load(path, allow_pickle=False).astype(str)
+            if path.suffix == ".npy"
+            else np.array(path.read_text(encoding="utf-8-sig").splitlines())
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"run: groups must be text in UTF-8 or a .npy array of strings or numbers, {path} cannot be read: {error}. "
+            "Save it anew."
+        ) from error
     if names.shape != (data.num_source,):
         raise ValueError(
             f"run: groups must hold one group for each of the {data.num_source} images of {data.name}, in their order "

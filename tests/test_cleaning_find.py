@@ -212,7 +212,7 @@ def test_minibatch_records_of_watch_with_their_samples(small_run):
         (batches[:-1], "each of the 6 records .*, got 5"),
         ([batches[1], *batches[1:]], None),
         ([batches[2], *batches[1:]], r"samples\[0\] must be the 25 places"),
-        ([batches[0] + 60, *batches[1:]], r"samples\[0\] must be the 25 places among the 60"),
+        ([batches[0] + 60, *batches[1:]], r"samples\[0\] must be places from 0 to 59"),
     ):
         with nullcontext() if words is None else pytest.raises(ValueError, match=words):
             find_label_issues(watched.history, labels=given.numpy(), samples=samples)
@@ -239,6 +239,18 @@ def test_minibatch_records_keep_the_latest_value_of_each_sample_a_pass():
     np.testing.assert_array_equal(data.steps, [2, 5, 8])
     np.testing.assert_array_equal(data.margins, np.stack(rows))
     assert data.losses is data.predictions is None
+
+
+def test_places_out_of_range_are_named_and_an_empty_minibatch_is_none():
+    history = History({})
+    for step, size in enumerate([4, 0, 4]):
+        history.append(Record(step=step, margins=np.ones(size, np.float32)))
+    first, last = np.arange(4), np.arange(4, 8)
+    with pytest.raises(ValueError, match=r"samples\[2\] must be places from 0 to 7, got 5 to 8"):
+        from_history(history, 8, [first, [], last + 1])
+    with pytest.raises(ValueError, match=r"samples\[0\] must be places from 0 to 7, got -1 to 2"):
+        from_history(history, 8, [first - 1, [], last])
+    np.testing.assert_array_equal(from_history(history, 8, [first, [], last]).margins, np.ones((1, 8)))
 
 
 def test_csv_is_ranked_and_suggests(tmp_path):

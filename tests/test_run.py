@@ -19,8 +19,8 @@ from sgdkern import observed_training
 from sgdkern import run as run_module
 from sgdkern.history import History
 from sgdkern.non_finite import NonFiniteError
-from sgdkern.observed_training import new_trainer
-from sgdkern.run import RunRefusedError, run
+from sgdkern.observed_training import named_groups, new_trainer
+from sgdkern.run import RunRefusedError, run, run_data
 from sgdkern.run_config import RunConfig
 from sgdkern.training import evaluate
 
@@ -264,6 +264,19 @@ def test_groups_that_are_not_those_of_the_data_are_refused_before_anything_is_wr
     with pytest.raises(ValueError, match=words):
         run(replace(SMALL, groups=str(path)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("sites.npy", b"not an array"), ("sites.txt", b"\xff\xfe\x00")])
+def test_groups_that_cannot_be_read_are_said(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"run: groups must be text in UTF-8 or a \.npy array"):
+        run(replace(SMALL, groups=str(tmp_path / name)), tmp_path / "run")
+
+
+def test_a_byte_order_mark_makes_no_group(tmp_path: Path) -> None:
+    path = tmp_path / "sites.txt"
+    path.write_text("a\n" * 1797, encoding="utf-8-sig")
+    assert list(named_groups(replace(SMALL, groups=str(path)), run_data(SMALL))["sites"]) == ["a"]
 
 
 # --- the alarm --------------------------------------------------------------------------------------------------------

@@ -93,10 +93,14 @@ def _checked(samples: Sequence[Array], lengths: list[int], num_samples: int) -> 
         )
     places = [np.asarray(entry) for entry in samples]
     for place, (where, length) in enumerate(zip(places, lengths, strict=True)):
-        fits = where.shape == (length,) and where.dtype.kind in "iu" and where.min() >= 0 and where.max() < num_samples
-        if not fits:
+        if where.shape != (length,) or (length and where.dtype.kind not in "iu"):
             raise ValueError(
                 f"find_label_issues: samples[{place}] must be the {length} places among the {num_samples} labels of "
                 f"the samples in that record, got {where.dtype} {list(where.shape)}."
             )
-    return places
+        if length and not 0 <= where.min() <= where.max() < num_samples:
+            raise ValueError(
+                f"find_label_issues: samples[{place}] must be places from 0 to {num_samples - 1}, got {where.min()} to "
+                f"{where.max()}. Count from 0, and pass the labels of all samples."
+            )
+    return [where.astype(np.int64) for where in places]
