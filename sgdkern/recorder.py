@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
     Args:
         model: the model; its other parameters and its buffers are constants, the same for all samples.
         tracked: name → parameter looked at.
-        num_samples: N of the batch that will be recorded.
+        num_samples: N of the batch that will be recorded; 0 where it is not known.
     """
 
     def __init__(self, model: nn.Module, tracked: Mapping[str, nn.Parameter], num_samples: int) -> None:
@@ -179,8 +179,8 @@ class Recorder(TorchFunctionMode):
 
     def _has_parts(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors have rows of some samples only, and of all together."""
-        lengths = [len(tensor) if tensor.ndim else 1 for tensor in tensors]
-        return sum(lengths) % self.num_samples == 0 and any(length % self.num_samples for length in lengths)
+        lengths, whole = [len(tensor) if tensor.ndim else 1 for tensor in tensors], max(1, self.num_samples)
+        return sum(lengths) % whole == 0 and any(length % whole for length in lengths)
 
     def _contracts_rows(self, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> bool:
         """Whether a product of what was computed from samples sums over their rows: a permutation, a dispatch."""
@@ -192,7 +192,7 @@ class Recorder(TorchFunctionMode):
             rows = [len(tensor) for tensor, term in zip(tensors, inputs.split(","), strict=False) if term[:1] in first]
         else:
             rows = [len(tensors[1])] if tensors[1].ndim == 2 else []
-        return any(length % self.num_samples == 0 for length in rows)
+        return any(length % max(1, self.num_samples) == 0 for length in rows)
 
     def _constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met: frozenset[str]) -> Any:
         """Run a function of constants alone: a constant too, and tracked where a tracked parameter went in."""

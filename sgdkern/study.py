@@ -77,9 +77,8 @@ _plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyD
 def plan_for(problem: Problem, seen: Pass) -> Plan:
     """The plan of a model whose calls look like these: a known one, or a new study's."""
     signatures = tuple(site.signature for site in seen.recorder.sites)
-    training = tuple(module.training for module in problem.model.modules())
-    hooks = _hook_numbers(problem, seen)
-    what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, training, hooks)
+    state = state_of(problem.model, problem.tracked, seen)
+    what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, state)
     known = _plans.setdefault(problem.model, {})
     studied = min(problem.num_samples, STUDY_SAMPLES)
     for count in range(STUDY_SAMPLES, studied - 1, -1):  # more samples tell more: a last small batch learns from them
@@ -94,12 +93,13 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     return plan
 
 
-def _hook_numbers(problem: Problem, seen: Pass) -> tuple[Any, ...]:
-    """What tells the user's backward hooks from others: a number each, never given twice by torch."""
-    hooked: list[Any] = [(name, one._backward_hooks) for name, one in problem.tracked.items()]
-    for name, module in problem.model.named_modules():
+def state_of(model: nn.Module, tracked: Mapping[str, nn.Parameter], seen: Pass) -> tuple[Any, ...]:
+    """Modules' modes, and the user's backward hooks by their numbers, which torch never gives twice."""
+    hooked: list[Any] = [(name, one._backward_hooks) for name, one in tracked.items()]
+    for name, module in model.named_modules():
         hooked += [(name, module._backward_pre_hooks), (name, module._backward_hooks)]
-    return seen.recorder.hooked, *((name, *numbers) for name, numbers in hooked if numbers)
+    training = tuple(module.training for module in model.modules())
+    return training, seen.recorder.hooked, *((name, *numbers) for name, numbers in hooked if numbers)
 
 
 def _studied(problem: Problem, seen: Pass, signatures: tuple[Any, ...]) -> Plan:

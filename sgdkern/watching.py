@@ -26,7 +26,7 @@ from sgdkern.recorder import Recorder
 from sgdkern.schedule import Every, schedule
 from sgdkern.speaker import speaking_as
 from sgdkern.statistics import Groups
-from sgdkern.study import examine, holds
+from sgdkern.study import examine, holds, state_of
 
 # Largest relative difference between the loop's loss gradient and a multiple of loss_fn's: rounding, not another loss.
 SAME_LOSS = 1e-2
@@ -210,7 +210,8 @@ class watch:
     def _places(self, seen: Pass) -> tuple[Place, ...]:
         """Where the samples are; studied at the first minibatch of a kind, on the loop's own graph."""
         sites = seen.recorder.sites
-        key = (tuple(site.signature for site in sites), seen.num_samples)
+        signatures = tuple(site.signature for site in sites)
+        key = (signatures, seen.num_samples, state_of(self._module, self._tracked, seen))
         if key not in self._layouts or not holds(seen, self._layouts[key]):
             found = examine(self._module, self._tracked, seen)
             if found.unexplained:

@@ -97,6 +97,31 @@ def test_a_known_plan_says_nothing_about_hooks_that_came_later() -> None:
     torch.testing.assert_close(G.dense(), by_loop(model, (x,), sines, 6))
 
 
+def test_what_a_watch_knows_says_nothing_about_modules_in_another_mode() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).eval(), torch.randn(6, 4)
+    with watch(model, sines, every=1) as watched:
+        watched.loss_fn(model(x), None).backward()
+        model.train()
+        with pytest.raises(ValueError, match=r"samples must not be coupled.*\['1'\]"):
+            watched.loss_fn(model(x), None).backward()
+
+
+def test_a_watch_that_cannot_count_its_samples_lets_the_forward_pass_be() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            first, second = map(self.layer, pair)
+            return torch.cat([first, second]) @ (second.T @ first)
+
+    model, x = Pair(), torch.randn(6, 4)
+    with watch(model, sines, every=1) as watched, pytest.raises(ValueError, match="one number a sample"):
+        watched.loss_fn(model((x, x)), None).backward()
+
+
 class Turned(nn.Module):
     """The layer sees its samples in another order where there are more than three of them, or the first ones alone."""
 
