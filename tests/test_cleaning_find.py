@@ -404,3 +404,14 @@ def test_weak_networks_give_a_bound_and_say_so():
     assert rate.is_upper_bound
     assert rate.low == 0.0
     assert 0.3 < rate < (logits.argmax(axis=1) != labels).mean() - 0.1
+
+
+def test_the_least_of_five_shares_is_taken_by_an_interval_for_all_of_them():
+    # 60 of the surest 200 are contradicted, 27 of the surest 100: too few asked to prefer the smaller share
+    logits = np.stack([np.arange(400, 0, -1.0), np.zeros(400)], axis=1)
+    labels = np.zeros(400, int)
+    labels[:27] = labels[100:133] = 1
+    rate = rate_among_sure(logits, labels, agreement=0.5)
+    assert rate.estimate == pytest.approx(0.3)
+    assert rate.is_upper_bound
+    assert rate.low == 0

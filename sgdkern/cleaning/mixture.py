@@ -197,7 +197,7 @@ def rate_among_sure(held_out_logits: Array, labels: Array, *, agreement: float =
     if agreement >= AGREE:
         rate, count = shares[0]
         return NoiseRate(rate, *wilson(rate, count), "sampling of the half of the samples that were asked")
-    least, _ = min(shares, key=lambda share: wilson(*share)[1])
+    least, _ = min(shares, key=lambda share: wilson(*share, confidence=0.99)[1])  # of five: 95 % for all of them
     return NoiseRate(least, 0.0, wilson(*shares[0])[1], UPPER_BOUND)
 
 
