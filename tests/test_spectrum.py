@@ -44,6 +44,15 @@ def iterate_from_30(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spectrum_module, "_LAPACK_SAMPLES_A_NUMBER", 30)
 
 
+@pytest.mark.parametrize("num_samples", [64, 257, 640])
+def test_bounds_of_the_whole_spectrum_in_float32_hold(num_samples: int) -> None:
+    # Orthogonal gradients, whose K is exact: what is off is LAPACK's, up to 1.8 √N ε ‖Σ‖.
+    found = noise_spectrum(GradientMatrix.from_dense(torch.eye(num_samples)), method="gram", energy=1.0)
+    truth = torch.full((num_samples,), 1 / num_samples, dtype=torch.float64)
+    truth[-1] = 0.0
+    assert ((found.eigenvalues - truth).abs() <= found.residual_norms).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(2, 3), (20, 7), (7, 20), (60, 200), (200, 60)])
