@@ -335,10 +335,10 @@ def _mark(part: Any) -> Tensor:
     for leaf in pytree.tree_leaves(part):
         if isinstance(leaf, Tensor) and leaf.numel() and leaf.ndim:
             rows = leaf.detach().reshape(len(leaf), -1)
+            rows = rows if rows.is_floating_point() else rows.double()
             # Weights that differ, since a picture that was mirrored has the same sum.
             weights = torch.arange(rows.shape[1], device=leaf.device).cos()
-            found = rows @ weights.to(leaf.dtype) if leaf.is_floating_point() else rows.sum(1, dtype=torch.float64)
-            marks.append(found.double().cpu())
+            marks.append((rows @ weights.to(rows.dtype)).double().cpu())
     return torch.cat(marks)
 
 

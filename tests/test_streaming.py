@@ -208,6 +208,24 @@ def test_the_order_of_integers_is_recognised_too() -> None:
         shuffled.rmatvec(torch.ones(32))
 
 
+def test_mirrored_integers_are_found_out() -> None:
+    """Their plain sum is the same, and so are all losses."""
+    model = nn.Sequential(nn.Embedding(30, 4), nn.Flatten(), nn.Linear(12, 5))
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+
+    class Mirrored:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            tokens = torch.arange(30).view(10, 3)
+            yield (tokens if self.passes == 1 else tokens.flip(1)), torch.arange(10) % 5
+
+    with pytest.raises(ValueError, match="augmentation"):
+        StreamingGradients(model, LOSS, Mirrored()).rmatvec(torch.ones(10))
+
+
 def test_a_shuffling_loader_is_harmless_once_cached(model: nn.Module, data: TensorDataset) -> None:
     loader = DataLoader(data, batch_size=20, shuffle=True, generator=torch.Generator().manual_seed(0))
     stream = StreamingGradients(model, LOSS, loader, cache="memory")
