@@ -13,13 +13,14 @@ from torch import Tensor
 from sgdkern.columns import Columns, Derived, Entry, Whole, components, merged, restricted, same_place
 from sgdkern.factors import Explicit, can_stack, chunks, gram_products, stack
 from sgdkern.gram_routes import add_gram_by_rows, add_grams, gram_is_cheaper, gram_of, norms_of_sums, squared_norms
+from sgdkern.source import Shaped
 
 # `dense` refuses to build more than this: G is meant never to exist.
 DENSE_LIMIT_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, repr=False)
-class GradientMatrix:
+class GradientMatrix(Shaped):
     """Per-sample gradients of N samples with respect to P parameters, as factors.
 
     Rows are g_n = ∂l_n/∂θ for unreduced losses l_n; the flat order of the P columns is ``model.named_parameters()``'s.
@@ -73,34 +74,6 @@ class GradientMatrix:
         return GradientMatrix(
             (entry,), {"parameters": slice(0, rows.shape[1])}, losses, coverage={"parameters": "explicit rows"}
         )
-
-    def __repr__(self) -> str:
-        return f"GradientMatrix({self.num_samples} samples x {self.num_params} parameters, {self.dtype}, {self.device})"
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-        return self.losses.shape[0]
-
-    @property
-    def num_params(self) -> int:
-        """P."""
-        return max((columns.stop for columns in self.parameters.values()), default=0)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, P)."""
-        return self.num_samples, self.num_params
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of every product: that of the factors."""
-        return self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the factors."""
-        return self._like.device
 
     @property
     def _like(self) -> Tensor:

@@ -20,13 +20,14 @@ from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, part_of, slices_of
 from sgdkern.recorded_pass import Pass, check_gradients, located, recorded
+from sgdkern.source import Shaped
 from sgdkern.speaker import speaking_as
 from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
 from sgdkern.tiled_gram import cross_gram
 
 
 @dataclass(frozen=True, repr=False)
-class GramMatrix:
+class GramMatrix(Shaped):
     """K = G Gᵀ of N samples, with what was seen on the way; G itself is gone.
 
     What needs only inner products of gradients takes it in G's place: `sgdkern.order_parameters`,
@@ -46,33 +47,9 @@ class GramMatrix:
     outputs: Tensor | None
     coverage: Mapping[str, str]
 
-    def __repr__(self) -> str:
-        return f"GramMatrix({self.num_samples} samples x {self.num_params} parameters, {self.dtype}, {self.device})"
-
     @property
-    def num_samples(self) -> int:
-        """N."""
-        return len(self.values)
-
-    @property
-    def num_params(self) -> int:
-        """P."""
-        return max((columns.stop for columns in self.parameters.values()), default=0)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, P), G's."""
-        return self.num_samples, self.num_params
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of K."""
-        return self.values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of K."""
-        return self.values.device
+    def _like(self) -> Tensor:
+        return self.values
 
     @property
     def prefers_gram(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -56,3 +58,49 @@ class GramSource(Protocol):
 
     def gram_matvec(self, weights: Tensor, /) -> Tensor:
         """K w, [N] or [N, k] as the weights, without K where it is not there."""
+
+
+class Shaped(ABC):
+    """N, P, dtype and device of what knows its samples' losses and where its parameters' columns lie.
+
+    Attributes:
+        parameters: name → slice of the flat columns [P].
+        losses: l_n, [N].
+    """
+
+    parameters: Mapping[str, slice]
+    losses: Tensor
+
+    @property
+    @abstractmethod
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and on the device of every product."""
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        return f"{kind}({self.num_samples} samples x {self.num_params} parameters, {self.dtype}, {self.device})"
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.losses)
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+        return max((columns.stop for columns in self.parameters.values()), default=0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, P), of G."""
+        return self.num_samples, self.num_params
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of every product."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of every product."""
+        return self._like.device
