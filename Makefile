@@ -30,5 +30,8 @@ check: lint types test  ## all that CI asks for, slow tests excepted
 .venv:
 	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --upgrade pip
 $(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*/*) | .venv
-	$(BIN)/pip install --quiet -r requirements.txt && $(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	@echo "Installing PyTorch and all else that is pinned ..."
+	$(BIN)/pip install -r requirements.txt
+	@echo "Compiling the kernels: under a minute, some minutes where nvcc compiles those for GPUs too ..."
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@ && $(BIN)/python -m sgdkern.doctor
