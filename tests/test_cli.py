@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import sgdkern
 from sgdkern.benchmark import FLOOR, METHODS, Measurement
 from sgdkern.cli import app
 from sgdkern.cli.run import _alarm, _widths
@@ -54,6 +55,11 @@ def test_all_commands_are_there() -> None:
     code, output, _ = call("--help")
     assert code == 0
     assert all(command in output for command in COMMANDS)
+
+
+def test_the_version_is_told() -> None:
+    code, output, _ = call("--version")
+    assert (code, output.split()) == (0, ["sgdkern", sgdkern.__version__])
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
@@ -297,7 +303,7 @@ def test_doctor_tells_every_operation() -> None:
 def test_the_module_is_the_command() -> None:
     """In a process of its own: standard output holds the document and nothing else."""
     done = subprocess.run(
-        [sys.executable, "-m", "sgdkern.cli", "doctor", "--json"], capture_output=True, env=os.environ, check=True
+        [sys.executable, "-m", "sgdkern", "doctor", "--json"], capture_output=True, env=os.environ, check=True
     )
     assert json.loads(done.stdout)["versions"]["python"]
 

@@ -5,6 +5,9 @@ What needs torch is imported inside the commands, so that a wrong option is told
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from sgdkern.cli.bench import bench
@@ -26,6 +29,21 @@ app = typer.Typer(
 )
 for command in (run, clean, report, reproduce, verify, bench, doctor):
     app.command(epilog=EPILOG)(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sgdkern {version('sgdkern')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
 
 
 def main() -> None:

@@ -1,5 +1,0 @@
-"""``python -m sgdkern.cli`` is ``sgdkern``."""
-
-from sgdkern.cli import main
-
-main()
