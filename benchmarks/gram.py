@@ -39,7 +39,8 @@ KEYS = {
 def merge(part: str, rows: list[dict[str, object]]) -> None:
     """Put rows in the place of those with the same key, and write the file."""
     document = json.loads(RESULT.read_text()) if RESULT.exists() else {"schema_version": 2}
-    document["machine"] = machine()
+    peers = document.get("machine", {}).get("peers", {})  # rows of a run that had them installed stay
+    document["machine"] = (found := machine()) | {"peers": peers | found["peers"]}
     kept = {tuple(row[key] for key in KEYS[part]): row for row in document.get(part, [])}
     kept |= {tuple(row[key] for key in KEYS[part]): row for row in rows}
     document[part] = list(kept.values())

@@ -15,6 +15,7 @@ from sgdkern.report.style import CORRECT, INK, NULL, TEST, WRONG, applied
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
 FIGURE = ROOT / "docs" / "figures" / "gram_growth.png"
 SHAPES = {
     "narrow": "784-50-50-10, N = 4000",
@@ -342,6 +343,24 @@ def described(results: Results) -> str:
     )
 
 
+def cost(results: Results) -> str:
+    """For who meets the project: an ordinary pass, ours, and the fastest of the others."""
+    rows = []
+    for workload in ("narrow", "medium", "wide", "cnn", "resnet18", "transformer"):
+        others = {name: row for name in (*HADAMARD, *EXPLICIT) if (row := results.row(workload, name)) is not None}
+        best = min(others, key=lambda name: others[name]["ratio_to_floor"])
+        rows.append([
+            SHAPES[workload],
+            f"{1e3 * (results.seconds(workload, FLOOR) or 0):,.0f} ms",
+            _times(results.ratio(workload, "sgdkern, order parameters")),
+            _times(results.ratio(workload, *OURS)),
+            f"{_times(results.ratio(workload, best))} ({best})",
+            _times(results.ratio(workload, "vmap(grad)"), "≥ " * others["vmap(grad)"]["is_lower_bound"]),
+        ])
+    head = ["", "forward + backward", "order parameters", "K", "K by the fastest other", "K by `vmap(grad)`"]
+    return _table(head, rows)
+
+
 PARTS: dict[str, Callable[[Results], str]] = {
     "machine": described,
     "fused operation": fused_operation,
@@ -358,14 +377,19 @@ PARTS: dict[str, Callable[[Results], str]] = {
 }
 
 
-def write_docs(document: dict[str, Any], page: Path = PAGE) -> None:
-    """Put every table between its marks in the page, and draw the figure."""
-    results, text = Results(document), page.read_text()
-    for name, part in PARTS.items():
+def write_docs(document: dict[str, Any], page: Path = PAGE, readme: Path = README) -> None:
+    """Put every table between its marks in the page and in the readme, and draw the figure."""
+    results = Results(document)
+    _fill(page, {name: part(results) for name, part in PARTS.items()})
+    _fill(readme, {"cost": cost(results)})
+    growth_figure(results)
+
+
+def _fill(page: Path, bodies: dict[str, str]) -> None:
+    text = page.read_text()
+    for name, body in bodies.items():
         pattern = rf"(<!-- generated: {re.escape(name)} -->\n)(?:(?!<!--).)*(\n<!-- end -->)"
         if re.search(pattern, text, flags=re.DOTALL) is None:
             raise ValueError(f"write_docs: {page.name} must have the mark of {name!r}. Put it back.")
-        body = part(results)
         text = re.sub(pattern, lambda found, body=body: found[1] + body + found[2], text, flags=re.DOTALL)
     page.write_text(text)
-    growth_figure(results)

@@ -20,11 +20,13 @@ def docs():
     return module
 
 
-def test_the_page_is_what_the_results_say(docs, tmp_path, monkeypatch):
-    page = shutil.copy(ROOT / "docs" / "benchmarks.md", tmp_path)
+def test_the_pages_are_what_the_results_say(docs, tmp_path, monkeypatch):
+    originals = [docs.PAGE, docs.README]
+    pages = [Path(shutil.copy(original, tmp_path)) for original in originals]
     monkeypatch.setattr(docs, "FIGURE", tmp_path / "growth.png")
-    docs.write_docs(json.loads(RESULT.read_text()), Path(page))
-    assert Path(page).read_text() == (ROOT / "docs" / "benchmarks.md").read_text(), "python benchmarks/gram.py docs"
+    docs.write_docs(json.loads(RESULT.read_text()), *pages)
+    for page, original in zip(pages, originals, strict=True):
+        assert page.read_text() == original.read_text(), "python benchmarks/gram.py docs"
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
