@@ -24,6 +24,7 @@ from sgdkern.benchmark import FLOOR, MEMORY_METHODS, METHODS, WORKLOADS, Effort,
 from sgdkern.benchmark.growth import AXES, growth
 from sgdkern.benchmark.measurement import Measurement, measure_apart
 from sgdkern.benchmark.methods import forward_backward
+from sgdkern.benchmark.operations import ARGUMENTS as TIMED
 from sgdkern.benchmark.oracle import CHECKED_SAMPLES, ERRORS, truth
 from sgdkern.benchmark.work import useful_flops
 
@@ -95,8 +96,8 @@ def shared(options: argparse.Namespace) -> None:
 def operations(options: argparse.Namespace) -> None:
     """Time the compiled operations by themselves."""
     for dtype in [getattr(torch, name) for name in options.dtype or ("float32", "float64", "bfloat16")]:
-        speeds = operation_speeds(dtype, threads=options.threads, budget=options.budget)
-        for speed in speeds:
+        chosen = options.operation or TIMED
+        for speed in operation_speeds(dtype, threads=options.threads, operations=chosen, budget=options.budget):
             merge("operations", [asdict(speed) | {"share_of_ceiling": speed.share_of_ceiling}])
 
 
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="for `growth` on a machine that others use")
     parser.add_argument("--batch-size", type=int, default=32, help="of the floor, for `shared`")
     parser.add_argument("--dtype", action="append", choices=("float32", "float64", "bfloat16"))
+    parser.add_argument("--operation", action="append", choices=TIMED)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=float, default=12.0, help="seconds; a run that takes longer is bounded")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds over which a short run is repeated")

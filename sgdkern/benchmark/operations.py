@@ -1,7 +1,7 @@
 """Times every compiled operation against the machine's own matrix product rate and its reference."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -98,13 +98,19 @@ ARGUMENTS: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Arguments]]]] =
 
 
 def operation_speeds(
-    dtype: torch.dtype, *, threads: int, budget: float = 1.0, within: float = float("inf")
+    dtype: torch.dtype,
+    *,
+    threads: int,
+    operations: Collection[str] = tuple(ARGUMENTS),
+    budget: float = 1.0,
+    within: float = float("inf"),
 ) -> Iterator[OperationSpeed]:
-    """Time every operation that has shapes to be timed on.
+    """Time the operations that have shapes to be timed on.
 
     Args:
         dtype: The operands' type.
         threads: PyTorch's number of threads.
+        operations: Which ones; all, unless told otherwise.
         budget: Seconds over which each is repeated.
         within: Seconds for everything; what is then not done is left out.
 
@@ -115,9 +121,9 @@ def operation_speeds(
     torch.set_num_threads(threads)
     product = ceiling_product(dtype)
     try:
-        for name, arguments in ARGUMENTS.items():
+        for name in operations:
             op = OPS[name]
-            for shape, args in arguments(dtype):
+            for shape, args in ARGUMENTS[name](dtype):
                 if time.monotonic() > end:
                     return
                 op(*args)

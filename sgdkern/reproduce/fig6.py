@@ -164,7 +164,8 @@ def _draw(data: Mapping[str, Any]) -> Figure:
         paper_axes.legend(axes, columns=2)
     found[6].set(ylabel="test accuracy", ylim=(0, 1))
     found[6].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    found[7].set(ylabel="$Q = (a_c - a_n) / (a_p - a_n)$", ylim=(-0.15, 1.1))
+    low, high = found[7].get_ylim()
+    found[7].set(ylabel="$Q = (a_c - a_n) / (a_p - a_n)$", ylim=(min(low, -0.15), max(high, 1.1)))
     return figure
 
 
@@ -199,6 +200,7 @@ def _gaps(axes: Axes, data: Mapping[str, Any]) -> None:
     """ΔL as fitted and as it is, and the two cleaning times."""
     paper_axes.epoch_axis(axes, data["epochs"][-1])
     paper_axes.shade(axes, data["phases"])
+    axes.set_ymargin(0.15)  # curves end below the names of the phases
     axes.plot(data["epochs"], data["gap_true"], color=style.TEST, label="true groups")
     axes.plot(data["epochs"], data["gap_fitted"], color=style.WHOLE, linestyle=(0, (4, 1.5)), label="fitted")
     axes.axvline(data["t_c"], color=style.WHOLE, linewidth=1.0, linestyle=(0, (1, 1.6)), label="$t_c$: largest fitted")
