@@ -221,7 +221,8 @@ def named_groups(config: RunConfig, data: Dataset) -> dict[str, dict[str, Tensor
         Partition to group to samples, boolean [N]; groups without a sample are left out.
 
     Raises:
-        ValueError: If there is no such file, or it does not hold one group for each image of the source.
+        ValueError: If there is no such file, it does not hold one group for each image of the source, or its groups
+            have fewer than two samples in the mean.
     """
     if config.groups == "none":
         return {}
@@ -249,7 +250,13 @@ def named_groups(config: RunConfig, data: Dataset) -> dict[str, dict[str, Tensor
             "group a line."
         )
     kept = names[data.train_indices]
-    return {path.stem: _masks(kept, np.unique(kept).tolist())}
+    groups = np.unique(kept).tolist()
+    if 2 * len(groups) > len(kept):
+        raise ValueError(
+            f"run: groups must be shared by samples, got {len(groups)} names for the {len(kept)} training images in "
+            f"{path}. Name what images have in common: a source, an annotator, a site."
+        )
+    return {path.stem: _masks(kept, groups)}
 
 
 def _masks(groups: np.ndarray[Any, Any], names: Sequence[str]) -> dict[str, Tensor]:

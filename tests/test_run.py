@@ -273,6 +273,12 @@ def test_groups_that_cannot_be_read_are_said(tmp_path: Path, name: str, content:
         run(replace(SMALL, groups=str(tmp_path / name)), tmp_path / "run")
 
 
+def test_a_name_for_every_image_is_no_group(tmp_path: Path) -> None:
+    (tmp_path / "files.txt").write_text("".join(f"{index}.png\n" for index in range(1797)))
+    with pytest.raises(ValueError, match="run: groups must be shared by samples, got .* names"):
+        run(replace(SMALL, groups=str(tmp_path / "files.txt")), tmp_path / "run")
+
+
 def test_a_byte_order_mark_makes_no_group(tmp_path: Path) -> None:
     path = tmp_path / "sites.txt"
     path.write_text("a\n" * 1797, encoding="utf-8-sig")
