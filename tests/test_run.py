@@ -275,7 +275,7 @@ def test_groups_that_cannot_be_read_are_said(tmp_path: Path, name: str, content:
 
 def test_a_name_for_every_image_is_no_group(tmp_path: Path) -> None:
     (tmp_path / "files.txt").write_text("".join(f"{index}.png\n" for index in range(1797)))
-    with pytest.raises(ValueError, match="run: groups must be shared by samples, got .* names"):
+    with pytest.raises(ValueError, match="run: groups must be shared by samples, got"):
         run(replace(SMALL, groups=str(tmp_path / "files.txt")), tmp_path / "run")
 
 
