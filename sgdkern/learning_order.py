@@ -28,6 +28,10 @@ class Division:
         unlearned: Share of the samples that are not contradicted whose label is not fitted, at each record, [T].
         memorised: Share of the contradicted samples whose given label is fitted, at each record, [T]; each counts by
             how strongly it is contradicted, so that samples that are merely hard count little.
+        followed: Share of the contradicted samples that are given the answer that these records give them most often,
+            at each record, [T]; each counts by how strongly and how steadily it is contradicted. It rises as the
+            network learns what the right labels have in common and falls as it memorises the wrong ones, as the
+            accuracy on new data does.
     """
 
     contradicted: NDArray[np.bool_]
@@ -36,6 +40,7 @@ class Division:
     steadiness: float
     unlearned: NDArray[np.float64]
     memorised: NDArray[np.float64]
+    followed: NDArray[np.float64]
 
 
 def running_median(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -81,7 +86,8 @@ class LearningOrder:
         after = np.concatenate([positive[1:], positive[-1:]])
         self.fitted = (positive & (before | after)) | (before & after)
         self.training_error = 1.0 - positive.mean(1, dtype=np.float64)
-        self._margins = margins
+        size = np.maximum(np.median(np.abs(margins), axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        self._margins = np.clip(margins / size, -_CLIP, _CLIP).astype(np.float64)
         self._predictions = predictions
 
     def fitted_labels(self) -> NDArray[np.int64]:
@@ -100,23 +106,51 @@ class LearningOrder:
         Returns:
             The division.
         """
+        window, mean = self._around(step)
+        contradicted = mean <= 0
+        answers = self._predictions[window][:, contradicted]
+        usual, constancy = _usual(answers)
+        weights = -mean[contradicted] * constancy
+        follows = self._predictions[:, contradicted] == usual
+        return Division(
+            contradicted=contradicted,
+            window=window,
+            strength=_median(-mean[contradicted]) / max(_median(mean[~contradicted]), 1e-12),
+            steadiness=agreement(answers),
+            unlearned=1.0 - _share(self.fitted, (~contradicted).astype(np.float64)),
+            memorised=_share(self.fitted, np.maximum(-mean, 0.0)),
+            followed=running_median(_share(follows, weights), 3),
+        )
+
+    def clarity(self, step: float) -> float:
+        """Say how clearly the margins around one step fall into two groups that keep apart, κ η².
+
+        η² is the share of the mean margins' variance that lies between the samples that are contradicted and the others
+        (Otsu's criterion), κ the steadiness of what the contradicted samples are answered.
+
+        Args:
+            step: The moment.
+
+        Returns:
+            At most 1.
+        """
+        window, mean = self._around(step)
+        contradicted = mean <= 0
+        share, spread = float(contradicted.mean()), float(mean.var())
+        if not 0.0 < share < 1.0 or spread == 0.0:
+            return 0.0
+        apart = float(mean[~contradicted].mean() - mean[contradicted].mean())
+        between = share * (1.0 - share) * apart**2 / spread
+        return between * agreement(self._predictions[window][:, contradicted])
+
+    def _around(self, step: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the records around a step and the mean margins over them."""
         clock = np.log(np.maximum(self.steps, 0.5))
         distance = np.abs(clock - np.log(max(step, 0.5)))
         centre = int(distance.argmin())
         window = np.union1d(np.flatnonzero(distance <= _AROUND), np.arange(max(centre - 1, 0), centre + 2))
         window = window[window < len(clock)]
-        margins = self._margins[window].astype(np.float64)
-        size = np.maximum(np.median(np.abs(margins), axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        mean = np.clip(margins / size, -_CLIP, _CLIP).mean(0)
-        contradicted = mean <= 0
-        return Division(
-            contradicted=contradicted,
-            window=window,
-            strength=_median(-mean[contradicted]) / max(_median(mean[~contradicted]), 1e-12),
-            steadiness=agreement(self._predictions[window][:, contradicted]),
-            unlearned=1.0 - _share(self.fitted, (~contradicted).astype(np.float64)),
-            memorised=_share(self.fitted, np.maximum(-mean, 0.0)),
-        )
+        return window, self._margins[window].mean(0)
 
 
 def agreement(answers: NDArray[np.int64]) -> float:
@@ -140,6 +174,15 @@ def agreement(answers: NDArray[np.int64]) -> float:
     agree = float(((counts**2).sum(0) - records).mean()) / (records * (records - 1))
     chance = float(((counts.mean(1) / records) ** 2).sum())
     return (agree - chance) / (1.0 - chance) if chance < 1.0 else 0.0
+
+
+def _usual(answers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the commonest of each sample's answers [W, n], and how often it is given."""
+    classes = np.unique(answers)
+    if not len(classes):
+        return np.zeros(answers.shape[1], dtype=np.int64), np.zeros(answers.shape[1])
+    counts = np.stack([(answers == answer).sum(0) for answer in classes])
+    return classes[counts.argmax(0)], counts.max(0) / len(answers)
 
 
 def _median(values: NDArray[np.float64]) -> float:

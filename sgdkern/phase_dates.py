@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sgdkern.history import History
 from sgdkern.learning_order import Division, LearningOrder, running_median
@@ -13,6 +14,11 @@ from sgdkern.levels import alternating_levels
 # Of the fall of the others' error, and of the rise of the contradicted samples' memorised share. The first is the
 # truth's own; of the second .05 and .06 differ by .001 on the development runs.
 LEARNED, MEMORISED = 0.10, 0.06
+# Of what the network answers the contradicted samples in phase II; .85 to .90 differ by .002.
+_LEFT = 0.12
+# Weight of the levels of σ_λ² in the logarithm of T23: their errors are twice as large as those of the answers, and
+# independent of them.
+_BY_LEVELS = 1.0 / 3.0
 _TRAINED = 0.01  # training error that ends phase III, the truth's own definition
 NEARLY_TRAINED = 0.05  # σ_λ² that rises earlier than this is not phase IV
 # Before a run is nearly trained, a pause in learning can look like a phase II. Pauses on the development runs lasted at
@@ -168,7 +174,7 @@ def date_by_division(order: LearningOrder, division: Division, centre: float, *,
         T12 and T23, in steps; T23 is infinite where the memorised share never rises. T34 is not dated.
     """
     steps = order.steps
-    middle = int(np.abs(np.log(np.maximum(steps, 0.5)) - np.log(max(centre, 0.5))).argmin())
+    middle = _nearest(steps, centre)
     error, memorised = division.unlearned, division.memorised
     lowest = float(error[: middle + 1].min())
     learned = error <= max(lowest + LEARNED * max(float(error[0]) - lowest, 0.0), float(error[middle]))
@@ -179,3 +185,44 @@ def date_by_division(order: LearningOrder, division: Division, centre: float, *,
     t12 = float(steps[before[-1] + 1]) if len(before) else 0.0
     t23 = float(steps[middle + after[0] - 1]) if len(after) else np.inf
     return Dates(max(t12, begin), max(t23, begin), np.inf)
+
+
+def date_by_answers(
+    order: LearningOrder, division: Division, centre: float, witness: Dates, *, begin: float = 1.0
+) -> Dates:
+    """Date phase II by what the network answers the contradicted samples.
+
+    With f the share of them that is given the answer of phase II, f_0 its first value and f_c its median around t_c:
+    before t_c, f stays above f_0 + .90 (f_c − f_0) from some record on. T12 is the geometric mean of its step and of
+    the T12 of `date_by_division`. After t_c, f stays above .88 f_c up to some record. T23 is the weighted geometric
+    mean of its step, two thirds, and of the T23 by the levels of σ_λ².
+
+    Args:
+        order: The margins.
+        division: The groups.
+        centre: t_c, in steps.
+        witness: The levels of σ_λ².
+        begin: Step before which no phase begins.
+
+    Returns:
+        T12 and T23, in steps; T23 is infinite where the answers stay. T34 is not dated.
+    """
+    steps, followed = order.steps, division.followed
+    last, middle = float(steps[-1]), _nearest(steps, centre)
+    plateau = float(np.median(followed[division.window]))
+    first = float(followed[0])
+    reached = followed >= min(first + (1.0 - LEARNED) * (plateau - first), float(followed[middle]))
+    kept = followed >= min((1.0 - _LEFT) * plateau, float(followed[middle]))
+    before, after = np.flatnonzero(~reached[:middle]), np.flatnonzero(~kept[middle:])
+    answered = max(float(steps[before[-1] + 1]) if len(before) else 0.0, begin)
+    t12 = float(np.sqrt(answered * date_by_division(order, division, centre, begin=begin).t12))
+    if not len(after):
+        return Dates(t12, np.inf, np.inf)
+    left = max(float(steps[middle + after[0] - 1]), begin)
+    fallen = min(max(witness.t23, begin), last)
+    return Dates(t12, max(float(left ** (1.0 - _BY_LEVELS) * fallen**_BY_LEVELS), t12), np.inf)
+
+
+def _nearest(steps: NDArray[np.int64], step: float) -> int:
+    """Index of the record nearest to a step in log-time."""
+    return int(np.abs(np.log(np.maximum(steps, 0.5)) - np.log(max(step, 0.5))).argmin())

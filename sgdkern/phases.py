@@ -2,11 +2,12 @@
 
 The rule (docs/phases.md tells how it was chosen, on which runs, and how it fares on others):
 
-1. The four levels low, high, low, high of log σ_λ² over the logarithm of the step tell where phase II lies, without any
-   threshold; t_c = √(T12 T23) of that fit is well inside it.
-2. At t_c the samples are divided into those whose given label the network contradicts and the others. T12 is where the
-   others are learned but for a tenth, T23 where 6 % of the contradicted have come to be memorised, each counted by how
-   strongly it was contradicted. √(T12 T23) places t_c anew, twice.
+1. The four levels low, high, low, high of log σ_λ² over the logarithm of the step tell about where phase II lies,
+   without any threshold. t_c is where, not too far from there, the samples' margins fall most clearly and most
+   steadily into two groups: those whose given label the network contradicts, and the others.
+2. What the network answers the contradicted samples at t_c is mostly right. Followed over the run, the share that is
+   given this answer rises and falls as the accuracy on new data does. T12 is where it has risen, and the others' error
+   has fallen, but for a tenth; T23 where it has fallen by 12 %, averaged with the fall of σ_λ².
 3. T34 is where the training error falls to 1 %.
 """
 
@@ -27,7 +28,6 @@ from sgdkern.phase_dates import (
     NEARLY_TRAINED,
     Dates,
     given_dates,
-    has_lasted,
     level_dates,
     trained_step,
 )
@@ -149,7 +149,7 @@ def _by_blind_groups(history: History, order: LearningOrder, witness: Dates) -> 
     if not found.wrong:
         return _two_phases(history, order.training_error, order.steps, witness)
     dates = Dates(found.t12, found.t23, np.inf)
-    if np.isfinite(found.t23) and (left <= NEARLY_TRAINED or has_lasted(history, dates)):
+    if np.isfinite(found.t23) and (left <= NEARLY_TRAINED or found.lasted):
         reason = f"the network contradicts {found.share:.0%} of the labels for a time and then memorises them."
         return _assemble(history, Dates(found.t12, found.t23, trained_step(history, order)), FOUR, reason, witness)
     if np.isinf(found.t23) and order.steps[-1] >= LASTING * max(found.t12, 1.0):
