@@ -9,7 +9,11 @@ was made, and looked at once, after the rule was final. The rule was changed aft
 
 `third` is the third judgement, written down and begun as the second was, and looked at once, after the changed rule was
 final. Learning rates, widths and epochs are such that pilot runs with other seeds memorised their labels. Its runs are
-made in a drawn order, so that whatever part of them is done is a fair sample.
+made in a drawn order, so that whatever part of them is done is a fair sample. The rule was changed again after that.
+
+`fourth` is the fourth judgement, written down and begun in the same way: all kinds of runs of the second judgement, the
+hardest so far, and from the third the kinds at which rules have failed most (images of CIFAR-10, pair noise,
+convolutional networks), with seeds that were used nowhere else.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass, replace
 
-HALVES = ("development", "judgement", "confirmation", "further", "second", "third")
+HALVES = ("development", "judgement", "confirmation", "further", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Run:
 
 def grid() -> list[Run]:
     """All runs."""
-    return [*_development(), *_judgement(), *_confirmation(), *_further_development(), *_second(), *_third()]
+    parts = (_development, _judgement, _confirmation, _further_development, _second, _third, _fourth)
+    return [run for part in parts for run in part()]
 
 
 def _development() -> list[Run]:
@@ -279,4 +284,11 @@ def _third() -> list[Run]:
     parts = (rates, batches, speed, kinds, optimisers, initial, normed, convolutional, digits_of_mnist, pictures)
     runs = [run for part in parts for run in part]
     random.Random(3).shuffle(runs)
+    return runs
+
+
+def _fourth() -> list[Run]:
+    hard = [run for run in _third() if run.data == "cifar10" or run.noise == "pair" or run.model == "cnn"]
+    runs = [replace(run, half="fourth", seed=run.seed + 400) for run in [*_second(), *hard]]
+    random.Random(4).shuffle(runs)
     return runs

@@ -16,14 +16,15 @@ from sgdkern.phase_truth import phase_agreement, phases_from_test_error
 from sgdkern.phases import Phases, label_phases
 
 RULES = {
-    "auto": "blind groups at the t_c of σ_λ² (the rule)",
+    "auto": "blind groups (the rule)",
     "none": "σ_λ² alone",
     "given": "known groups, mended criteria",
 }
 DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 NAMES = ("I", "II", "III", "IV", "fast", "exploration")
 TITLES = {
-    "third": "The third judgement",
+    "fourth": "The fourth judgement",
+    "third": "The third judgement, seen since",
     "second": "The second judgement, seen since",
     "development": "The development half",
     "judgement": "The first judgement, seen since",
