@@ -22,8 +22,8 @@ from sgdkern.atomic import replacing, strict_json
 
 Array = NDArray[Any]
 
-# Raised whenever a job of the same description would give another result.
-_VERSION = 2
+# Raised whenever a job of the same description would give another result, as by another rule of the phase labels.
+_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
