@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from sgdkern.columns import Columns, Derived, Entry, Whole, components, merged, restricted, same_place
-from sgdkern.factors import Explicit, can_stack, chunks, gram_products, stack
-from sgdkern.gram_routes import add_gram_by_rows, add_grams, gram_is_cheaper, gram_of, norms_of_sums, squared_norms
+from sgdkern.factors import Explicit, can_stack, chunks, stack
+from sgdkern.gram_routes import (
+    add_gram_by_rows,
+    add_grams,
+    gram_is_cheaper,
+    gram_of,
+    norms_and_products,
+    norms_of_sums,
+    squared_norms,
+)
 from sgdkern.source import Shaped
 
 # `dense` refuses to build more than this: G is meant never to exist.
@@ -139,13 +147,21 @@ class GradientMatrix(Shaped):
         if "gram" in self._cache:
             return self._cache["gram"] @ weights.to(self.device, self.dtype)
         columns = self._columns(weights, self.num_samples, "gram_matvec", "N")
-        out = torch.zeros_like(columns)
-        for group in self._components():  # [p, k] of a part of one layer at a time, never [P, k]
-            if group.plain:
-                out += gram_products(group.entries[0].factors, columns)
-            else:
-                out += group.matvec(group.rmatvec(columns))
-        return out.view(weights.shape)
+        return self._norms_and_products(columns)[:, 1:].reshape(weights.shape)
+
+    def _norms_and_products(self, columns: Tensor) -> Tensor:
+        """The diagonal of K and K w, [N, 1 + k], a layer or a part of it at a time, never [P, k]; norms are kept."""
+        groups = self._components()
+        plain, norms = [group.entries[0].factors for group in groups if group.plain], "squared_norms" not in self._cache
+        wide = columns.to(torch.promote_types(self.dtype, torch.float32))
+        total = norms_and_products(plain, wide, norms=norms).to(self.dtype)
+        for group in groups:
+            if not group.plain:
+                total[:, 1:] += group.matvec(group.rmatvec(columns))
+                total[:, 0] += group.squared_norms() if norms else 0
+        if norms:
+            self._cache["squared_norms"] = total[:, 0].clone()
+        return total
 
     def covariance_matvec(self, vector: Tensor) -> Tensor:
         """Σ v with Σ = (G − 1ḡᵀ)ᵀ(G − 1ḡᵀ)/N, [P] or [P, k] as ``vector``."""
@@ -154,6 +170,8 @@ class GradientMatrix(Shaped):
 
     def squared_norms(self) -> Tensor:
         """‖g_n‖², the diagonal of K, [N]."""
+        if "squared_norms" not in self._cache and "gram" in self._cache:
+            self._cache["squared_norms"] = self._cache["gram"].diagonal().clone()
         if "squared_norms" not in self._cache:
             norms = self._like.new_zeros(self.num_samples)
             for group in self._components():

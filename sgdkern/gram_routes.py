@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from sgdkern import ops
-from sgdkern.factors import Dense, Explicit, Factors, Lookup, Patches, chunks
+from sgdkern.factors import Dense, Explicit, Factors, Lookup, Patches, chunks, gram_products
+
+# Inputs, output gradients, kernel, stride and dilation.
+Place: TypeAlias = tuple[Tensor, Tensor, list[int], list[int], list[int]]
 
 # Where an operation has no compiled twin, its reference holds explicit rows: of as many outputs at a time as fit here.
 SLICE_BYTES = 128 * 2**20
 # Rows that are there already are packed, and so copied, with the dense layers up to so many columns: scales and shifts.
 PACKED_COLUMNS = 4096
+# Gradients are formed for products with few vectors where the samples fill a vector register's panel, and where the sum
+# over so many positions is what forming them costs: with 4 positions two products were faster, with 8 they were not.
+FEWEST_SAMPLES, FEWEST_POSITIONS = 32, 8
 # What a call from Python costs, about 50 microseconds, in multiply-adds.
 CALL_PRODUCTS = 2**21
 
@@ -187,11 +194,8 @@ def _add_gram_of_gradients(gram: Tensor, factors: Factors) -> None:
     plane = _plane(factors)
     if plane is not None:
         gram += ops.patch_gram(*plane)
-    elif isinstance(factors, Dense):  # a kernel of one over a column of positions
-        # Inner products do not tell inputs from outputs; the operation prefers few of the former.
-        narrow, wide = sorted((factors.inputs, factors.output_grads), key=lambda factor: factor.shape[2])
-        inputs, grads = (factor.transpose(1, 2)[..., None] for factor in (narrow, wide))
-        gram += ops.patch_gram(inputs, grads, [1, 1], [1, 1], [1, 1])
+    elif isinstance(factors, Dense):
+        gram += ops.patch_gram(*_column(factors))
         if factors.bias:
             _add_products(gram, factors.output_grads.sum(1))
     else:
@@ -226,7 +230,73 @@ def squared_norms(factors: Factors) -> Tensor:
     return torch.cat(norms)
 
 
-def _plane(factors: Factors) -> tuple[Tensor, Tensor, list[int], list[int], list[int]] | None:
+def norms_and_products(layers: Sequence[Factors], weights: Tensor, *, norms: bool = True) -> Tensor:
+    """Squared norms of per-sample gradients, and K W, without K: each layer by what multiplies least.
+
+    A linear layer costs N²(I + O)/2 by pairs of samples, whose Gram matrix is multiplied tile by tile, and 2k N·I·O by
+    Gᵀ W and G (Gᵀ W). At several positions gradients are formed once, some columns of G at a time: T multiply-adds a
+    number, where its two products take 2k T.
+
+    Args:
+        layers: factors that share no parameter.
+        weights: W, [N, k], in the results' dtype: float64 for float64 factors, else float32.
+        norms: whether squared norms are wanted where they cost something of their own.
+
+    Returns:
+        [N, 1 + k]; without norms its first column means nothing.
+    """
+    total = weights.new_zeros(len(weights), 1 + weights.shape[1])
+    pairs = []
+    for factors in layers:
+        layer = as_dense_layer(factors)
+        if layer is not None and _by_pairs_of_samples(layer, weights.shape[1]):
+            pairs.append(layer)
+        elif places := _places(factors):
+            for place in places:
+                total += ops.patch_gram_matvec(*place, weights)
+            if isinstance(factors, Dense) and factors.bias:
+                total += _by_two_products(Explicit(factors.output_grads.sum(1)), weights, norms)
+        else:
+            total += _by_two_products(factors, weights, norms)
+    if pairs:
+        total += ops.gram_matvec(*_by_kind(pairs), weights)
+    return total
+
+
+def _by_pairs_of_samples(layer: tuple[Tensor, Tensor, bool], num_columns: int) -> bool:
+    """Whether a linear layer's Gram matrix costs less than its products with k vectors."""
+    inputs, grads, _ = layer
+    in_features, out_features = inputs.shape[1], grads.shape[1]
+    return len(inputs) * (in_features + out_features) <= 4 * num_columns * in_features * out_features
+
+
+def _by_two_products(factors: Factors, weights: Tensor, norms: bool) -> Tensor:
+    """Squared norms, where they are wanted, and G (Gᵀ W), [N, 1 + k]."""
+    products = gram_products(factors, weights.to(factors.output_grads.dtype))
+    first = squared_norms(factors)[:, None] if norms else products.new_zeros(len(products), 1)
+    return torch.cat([first, products], 1)
+
+
+def _places(factors: Factors) -> list[Place]:
+    """The arguments of the operations that form gradients of some outputs at a time; none where nothing is gained."""
+    if not isinstance(factors, Dense | Patches) or factors.num_samples < FEWEST_SAMPLES:
+        return []
+    if _sizes(factors)[0] < FEWEST_POSITIONS:
+        return []
+    parts = factors.slices(SLICE_BYTES)
+    places = (_column(part) if isinstance(part, Dense) else _plane(part) for part in parts)
+    return [place for place in places if place is not None]
+
+
+def _column(factors: Dense) -> Place:
+    """A sequence layer as a kernel of one over a column of positions."""
+    # Inner products do not tell inputs from outputs; the operations prefer few of the former.
+    narrow, wide = sorted((factors.inputs, factors.output_grads), key=lambda factor: factor.shape[2])
+    inputs, grads = (factor.transpose(1, 2)[..., None] for factor in (narrow, wide))
+    return inputs, grads, [1, 1], [1, 1], [1, 1]
+
+
+def _plane(factors: Factors) -> Place | None:
     """The arguments of the operations on a convolution over at most a plane, without groups; None for others."""
     if not isinstance(factors, Patches) or factors.groups != 1 or factors.inputs.shape[1] != 1:
         return None

@@ -8,7 +8,7 @@ Two routes lead to the same numbers. *gram* sums the N × N matrix K = G Gᵀ wh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,12 +22,16 @@ __all__ = [
     "GroupMeans",
     "Groups",
     "PairSums",
+    "Route",
     "Statistics",
+    "chosen_route",
     "gram_products",
     "partition",
     "statistics",
     "weighted_gram",
 ]
+
+Route: TypeAlias = Literal["auto", "gram", "passes"]
 
 # K in float32 takes 4 N² bytes, 16 MiB at N = 2048: about a last-level cache, so that the sums over it cost little, and
 # it alone gives unbiased estimates and a spectrum. Beyond this N it has to be the cheaper way.
@@ -84,6 +88,7 @@ class Statistics:
         route: "gram" or "passes".
         pairs: Sums over pairs of samples, where K was at hand.
         groups: The groups' mean gradients, where groups were given.
+        products: K w = G (Gᵀ w), [N, k], for the weights that were given besides.
     """
 
     squared_norms: Tensor
@@ -93,6 +98,7 @@ class Statistics:
     route: Literal["gram", "passes"]
     pairs: PairSums | None = None
     groups: GroupMeans | None = None
+    products: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -130,7 +136,7 @@ class Statistics:
 
 @torch.no_grad()
 def statistics(
-    source: GradientSource, *, groups: Groups | None = None, route: Literal["auto", "gram", "passes"] = "auto"
+    source: GradientSource, *, groups: Groups | None = None, route: Route = "auto", weights: Tensor | None = None
 ) -> Statistics:
     """Per-sample norms, projections on the mean gradient and, with `groups`, the groups' mean gradients.
 
@@ -141,6 +147,7 @@ def statistics(
             for nothing else.
         route: "gram" sums over K; "passes" needs O(N P) work and no K; "auto" takes K for N up to 2048, where it is
             there, and where it costs less (few samples beside the widths of the layers).
+        weights: w, float64 [N, k]: K w is wanted besides, which the same pass gives.
 
     Returns:
         The statistics, float64 on the CPU.
@@ -164,16 +171,22 @@ def statistics(
         )
     if source.num_samples < 1:
         raise ValueError("statistics: the source must hold at least one sample, got 0. Is the data set empty?")
-    if route == "auto":
-        small = source.num_samples <= LARGEST_GRAM
-        route = "gram" if isinstance(source, GramSource) and (small or source.prefers_gram) else "passes"
-    if route == "passes":
-        return _by_passes(source, groups)
+    if chosen_route(source, route) == "passes":
+        return _by_passes(source, groups, weights)
     if not isinstance(source, GramSource):
         raise ValueError(
             f"statistics: route='gram' needs a source with K, got {type(source).__name__}. Take route='passes'."
         )
-    return _by_gram(source, groups)
+    found = _by_gram(source, groups)
+    return found if weights is None else replace(found, products=gram_products(source.gram(), weights))
+
+
+def chosen_route(source: GradientSource, route: Route) -> Literal["gram", "passes"]:
+    """What "auto" means for these gradients."""
+    if route != "auto":
+        return route
+    small = source.num_samples <= LARGEST_GRAM
+    return "gram" if isinstance(source, GramSource) and (small or source.prefers_gram) else "passes"
 
 
 def weighted_gram(source: GradientSource, weights: Tensor, *, through_gram: bool) -> Tensor:
@@ -266,23 +279,25 @@ def _by_gram(source: Any, groups: Groups | None) -> Statistics:
     )
 
 
-def _by_passes(source: GradientSource, groups: Groups | None) -> Statistics:
+def _by_passes(source: GradientSource, groups: Groups | None, weights: Tensor | None) -> Statistics:
+    columns = torch.full((source.num_samples, 1), 1 / source.num_samples, dtype=torch.float64)
+    columns = columns if weights is None else torch.cat([columns, weights], 1)
+    if isinstance(source, GramSource):  # a layer at a time, with the squared norms where they cost nothing more
+        products = source.gram_matvec(columns.to(source.device, source.dtype)).cpu().double()
+        directed_activity = max(float(products[:, 0].mean()), 0.0)
+    else:
+        sums = source.rmatvec(columns.to(source.device, source.dtype))
+        products = source.matvec(sums).cpu().double()
+        directed_activity = sum(float(part.double().square().sum()) for part in sums[:, 0].split(_BLOCK_PARAMS))
     squared_norms = source.squared_norms().cpu().double()
     _refuse_non_finite(squared_norms)
-    if isinstance(source, GramSource):  # a layer at a time
-        weights = torch.full((source.num_samples,), 1 / source.num_samples, dtype=source.dtype, device=source.device)
-        projections = source.gram_matvec(weights).cpu().double()
-        directed_activity = max(float(projections.mean()), 0.0)
-    else:
-        mean = source.mean()
-        projections = source.matvec(mean).cpu().double()
-        directed_activity = sum(float(part.double().square().sum()) for part in mean.split(_BLOCK_PARAMS))
     result = Statistics(
         squared_norms=squared_norms,
-        projections=projections,
+        projections=products[:, 0].clone(),
         directed_activity=directed_activity,
         resolution=torch.finfo(source.dtype).eps * float(squared_norms.mean()),
         route="passes",
+        products=None if weights is None else products[:, 1:],
     )
     return result.with_groups(source, groups)
 

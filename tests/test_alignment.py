@@ -83,6 +83,21 @@ def test_minibatches_without_a_gradient_are_left_out(route):
     assert measured["A"] == 0
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_one_pass_gives_what_two_give(zero):
+    rows = torch.as_tensor(gradients(60))
+    if zero:  # minibatches without a direction: the products are taken again without them
+        rows[:30] = 0
+    source = matrix(rows)
+    together = order_parameters(source, batch_size=2, num_minibatches=12, route="passes")
+    measured = statistics(matrix(rows), route="passes")
+    apart = order_parameters(matrix(rows), batch_size=2, num_minibatches=12, statistics=measured)
+    assert together.alignment.num_zero == apart.alignment.num_zero
+    assert (together.alignment.num_zero > 0) == zero
+    for key, value in apart.as_dict().items():
+        assert together[key] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True)
+
+
 def test_minibatches_are_uniform_and_leave_the_global_generator_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()

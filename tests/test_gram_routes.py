@@ -6,7 +6,7 @@ from test_factors import KINDS, N, T, close, normal, pair  # noqa: F401
 
 from sgdkern import gram_routes
 from sgdkern.factors import Dense, Lookup, Patches, gram_products
-from sgdkern.gram_routes import add_grams, norms_of_sums, squared_norms
+from sgdkern.gram_routes import add_grams, norms_and_products, norms_of_sums, squared_norms
 
 
 def test_gram(pair):  # noqa: F811
@@ -66,6 +66,32 @@ def test_products_with_k_in_parts(pair, monkeypatch):  # noqa: F811
     for size in (1, 2**20):
         monkeypatch.setattr("sgdkern.factors.protocol.SUM_BYTES", size)
         close(gram_products(factors, weights), rows @ (rows.T @ weights))
+
+
+@pytest.mark.parametrize("num_columns", [1, 3])
+def test_norms_and_products(pair, num_columns, monkeypatch):  # noqa: F811
+    factors, rows = pair
+    weights = normal(N, num_columns)
+    truth = torch.cat([rows.square().sum(1, keepdim=True), rows @ (rows.T @ weights)], 1)
+    close(norms_and_products([factors, factors], weights), 2 * truth)
+    close(norms_and_products([factors], weights, norms=False)[:, 1:], truth[:, 1:])
+    monkeypatch.setattr(gram_routes, "FEWEST_SAMPLES", 0)
+    monkeypatch.setattr(gram_routes, "FEWEST_POSITIONS", 0)
+    for size in (1, 2**20):
+        monkeypatch.setattr(gram_routes, "SLICE_BYTES", size)
+        close(norms_and_products([factors], weights), truth)
+
+
+def test_few_samples_beside_the_widths_are_multiplied_by_pairs(monkeypatch):
+    used = []
+    for name in ("gram_matvec", "patch_gram_matvec"):
+        op = getattr(gram_routes.ops, name)
+        monkeypatch.setattr(gram_routes.ops, name, lambda *args, op=op, name=name: used.append(name) or op(*args))
+    for num_samples, positions, kind in [(20, 1, ["gram_matvec"]), (80, 1, []), (80, 8, ["patch_gram_matvec"])]:
+        used.clear()
+        factors = Dense(normal(num_samples, positions, 20), normal(num_samples, positions, 20))
+        norms_and_products([factors], normal(num_samples, 1))
+        assert used == kind
 
 
 @pytest.mark.parametrize(

@@ -82,13 +82,28 @@ def rmatvec_in_extended_precision(inputs, output_grads, weights):
     return (d * w[:, None]).T @ a
 
 
+def with_products(kernel, weights):
+    """The diagonal of K beside K W."""
+    return np.concatenate([np.diag(kernel)[:, None], kernel @ weights.double().numpy().astype(np.longdouble)], 1)
+
+
+def gram_matvec_in_extended_precision(*args):
+    return with_products(gram_in_extended_precision(*args[:-1]), args[-1])
+
+
+def patch_gram_matvec_in_extended_precision(*args):
+    return with_products(patch_gram_in_extended_precision(*args[:-1]), args[-1])
+
+
 ORACLES = {
     "gram": gram_in_extended_precision,
+    "gram_matvec": gram_matvec_in_extended_precision,
     "gram_positions": gram_positions_in_extended_precision,
     "matvec": matvec_in_extended_precision,
     "minibatch_norms": minibatch_norms_in_extended_precision,
     "patch_gradients": patch_gradients_in_extended_precision,
     "patch_gram": patch_gram_in_extended_precision,
+    "patch_gram_matvec": patch_gram_matvec_in_extended_precision,
     "rmatvec": rmatvec_in_extended_precision,
 }
 

@@ -174,12 +174,11 @@ class Layout {
   int64_t bytes_ = 0;
 };
 
-// gram [N, N], from layers of N samples. `parallel(count, body)` calls body(begin, end) on parts of [0, count), on as
-// many threads as it likes. Returns false, with nothing written, when there is no memory for the packed factors.
+// Every layer's factors packed, in the memory that is returned; null when there is none.
 template <class T, class Source, class Parallel>
-bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, InstructionSet set, Parallel&& parallel,
-          T* result) {
-  const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
+std::unique_ptr<Workspace> pack_layers(const std::vector<Layer<Source>>& layers, int64_t num_samples,
+                                       const Kernels<T, Source>& kernels, Parallel&& parallel,
+                                       std::vector<PackedLayer<T>>& packed) {
   const int64_t num_panels = (num_samples + kernels.panel - 1) / kernels.panel;
   const int64_t padded = num_panels * kernels.panel;
   Layout layout;
@@ -189,8 +188,7 @@ bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, Instruc
                       layout.place(padded, layer.out_features, sizeof(T))});
   }
   std::unique_ptr<Workspace> workspace = layout.bytes() < 0 ? nullptr : Workspace::make(layout.bytes());
-  if (!workspace) return false;
-  std::vector<PackedLayer<T>> packed;
+  if (!workspace) return nullptr;
   for (std::size_t l = 0; l < layers.size(); ++l) {
     packed.push_back({reinterpret_cast<T*>(workspace->memory() + places[l][0]),
                       reinterpret_cast<T*>(workspace->memory() + places[l][1]), layers[l].in_features,
@@ -209,6 +207,18 @@ bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, Instruc
       }
     }
   });
+  return workspace;
+}
+
+// gram [N, N], from layers of N samples. `parallel(count, body)` calls body(begin, end) on parts of [0, count), on as
+// many threads as it likes. Returns false, with nothing written, when there is no memory for the packed factors.
+template <class T, class Source, class Parallel>
+bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, InstructionSet set, Parallel&& parallel,
+          T* result) {
+  const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
+  std::vector<PackedLayer<T>> packed;
+  std::unique_ptr<Workspace> workspace = pack_layers<T>(layers, num_samples, kernels, parallel, packed);
+  if (!workspace) return false;
   // Few samples: smaller tiles, so that every thread has some. The sums are the same.
   const int64_t tile = num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples;
   const int64_t side = (num_samples + tile - 1) / tile;

@@ -128,13 +128,12 @@ SGDKERN_INLINE void product(const T* left, const T* right, int64_t features, int
   } while (k < features);
 }
 
-// The tile of K with its first row and column at (row0, column0), and its mirror image.
+// The tile of K with its first row and column at (row0, column0), in sums.total; on the diagonal its lower half only.
 template <class T>
-SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile,
-                              int64_t row0, int64_t column0, Sums<T>& sums, T* gram) {
+SGDKERN_INLINE void sum_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t rows, int64_t columns, int64_t row0,
+                             int64_t column0, Sums<T>& sums) {
   using S = Shape<T>;
   const bool diagonal = row0 == column0;
-  const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
   const int64_t row_panels = (rows + S::kPanel - 1) / S::kPanel;
   const int64_t column_panels = (columns + S::kPanel - 1) / S::kPanel;
   Sink<T> sink{sums.first, sums.second, sums.total, T{0}, false, false, false, true};
@@ -147,13 +146,22 @@ SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, 
                diagonal, sink, false);
     sink.first_layer = false;
   }
+}
+
+// That tile written to K, with its mirror image.
+template <class T>
+SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile,
+                              int64_t row0, int64_t column0, Sums<T>& sums, T* gram) {
+  const bool diagonal = row0 == column0;
+  const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
+  sum_tile<T>(layers, num_layers, rows, columns, row0, column0, sums);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t count = diagonal ? i + 1 : columns;
-    std::memcpy(gram + (row0 + i) * num_samples + column0, sink.total + i * kTileSamples, count * sizeof(T));
+    std::memcpy(gram + (row0 + i) * num_samples + column0, sums.total + i * kTileSamples, count * sizeof(T));
   }
   for (int64_t j = 0; j < columns; ++j) {
     T* mirrored = gram + (column0 + j) * num_samples + row0;
-    for (int64_t i = diagonal ? j + 1 : 0; i < rows; ++i) mirrored[i] = sink.total[i * kTileSamples + j];
+    for (int64_t i = diagonal ? j + 1 : 0; i < rows; ++i) mirrored[i] = sums.total[i * kTileSamples + j];
   }
 }
 

@@ -62,6 +62,15 @@ inline int64_t check_dense_factors(const char* op, const std::vector<Tensor>& in
   return num_samples;
 }
 
+// Of weights [N, k] in the results' dtype; returns k.
+inline int64_t check_weights(const char* op, const Tensor& weights, int64_t num_samples, ScalarType dtype) {
+  STD_TORCH_CHECK(weights.is_cpu() && weights.dim() == 2 && weights.size(0) == num_samples, op,
+                  ": weights must be [N, k] on the CPU, got ", weights.dim(), " axes for N = ", num_samples);
+  STD_TORCH_CHECK(weights.scalar_type() == result_dtype(dtype), op,
+                  ": weights must be float64 for float64 factors, else float32");
+  return weights.size(1);
+}
+
 // Dense factors as raw pointers to contiguous rows.
 template <class Source>
 class DenseFactors {

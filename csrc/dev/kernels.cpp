@@ -1,7 +1,8 @@
 // Development only, not shipped: the raw CPU kernels by instruction set, on NumPy arrays.
 
+#include "../cpu/gram_matvec.h"
 #include "../cpu/gram_positions.h"
-#include "../cpu/minibatch_norms.h"
+#include "../cpu/patch_gram_matvec.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -70,6 +71,44 @@ py::array_t<T> gram(const Arrays<T>& inputs, const Arrays<T>& output_grads, cons
 }
 
 template <class T>
+py::array_t<T> gram_matvec(const Arrays<T>& inputs, const Arrays<T>& output_grads, const std::vector<bool>& constant_columns,
+                           const py::array_t<T>& weights, const std::string& name, int64_t num_threads) {
+  const std::vector<sgdkern::Layer<T>> layers = layers_of(inputs, output_grads, constant_columns);
+  const int64_t num_samples = weights.shape(0), num_columns = weights.shape(1);
+  py::array_t<T> result({num_samples, 1 + num_columns});
+  for (const auto& [known, set] : kNames) {
+    if (known == name && !sgdkern::gram_matvec<T, T>(layers, num_samples, weights.data(), num_columns, set,
+                                                     Threads{num_threads}, result.mutable_data())) {
+      throw std::bad_alloc();
+    }
+  }
+  return result;
+}
+
+// A layer of inputs [N, T, I] and output gradients [N, T, O].
+template <class T>
+py::array_t<T> patch_gram_matvec(const py::array_t<T>& inputs, const py::array_t<T>& output_grads,
+                                 const py::array_t<T>& weights, const std::string& name, int64_t num_threads) {
+  const int64_t num_samples = inputs.shape(0), positions = inputs.shape(1), num_columns = weights.shape(1);
+  const int64_t in_features = inputs.shape(2), out_features = output_grads.shape(2);
+  sgdkern::PatchLayer<T> layer{inputs.data(), output_grads.data(), positions * in_features, positions * out_features,
+                               positions * in_features, positions * out_features, out_features, 1, {}, {}, {}};
+  for (int64_t i = 0; i < in_features; ++i) layer.taps.push_back(i);
+  for (int64_t t = 0; t < positions; ++t) {
+    layer.input_positions.push_back(t * in_features);
+    layer.output_positions.push_back(t * out_features);
+  }
+  py::array_t<T> result({num_samples, 1 + num_columns});
+  for (const auto& [known, set] : kNames) {
+    if (known == name && !sgdkern::patch_gram_matvec<T, T>(layer, num_samples, weights.data(), num_columns, set,
+                                                           Threads{num_threads}, result.mutable_data())) {
+      throw std::bad_alloc();
+    }
+  }
+  return result;
+}
+
+template <class T>
 py::array_t<T> gram_positions(const py::array_t<T>& inputs, const py::array_t<T>& output_grads, bool constant_column,
                               const std::string& name, int64_t num_threads) {
   const int64_t num_samples = inputs.shape(0), in_features = inputs.shape(2), out_features = output_grads.shape(2);
@@ -105,6 +144,10 @@ PYBIND11_MODULE(kernels, module) {
   module.def("instruction_sets", &instruction_sets, "Those that this processor has.");
   module.def("gram_float32", &gram<float>);
   module.def("gram_float64", &gram<double>);
+  module.def("gram_matvec_float32", &gram_matvec<float>);
+  module.def("gram_matvec_float64", &gram_matvec<double>);
+  module.def("patch_gram_matvec_float32", &patch_gram_matvec<float>);
+  module.def("patch_gram_matvec_float64", &patch_gram_matvec<double>);
   module.def("gram_positions_float32", &gram_positions<float>);
   module.def("gram_positions_float64", &gram_positions<double>);
   module.def("minibatch_norms_float32", &minibatch_norms<float>);

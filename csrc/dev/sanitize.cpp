@@ -1,9 +1,10 @@
 // Development only: the CPU kernels on random shapes, strides and unaligned rows, for AddressSanitizer and UBSan. Each
 // factor lies in an allocation of exactly its size, so that one element read too many is caught.
 
+#include "../cpu/gram_matvec.h"
 #include "../cpu/gram_positions.h"
-#include "../cpu/minibatch_norms.h"
 #include "../cpu/patch_gradients.h"
+#include "../cpu/patch_gram_matvec.h"
 
 #include <cmath>
 #include <cstdio>
@@ -92,6 +93,47 @@ bool check(int64_t num_samples, InstructionSet set) {
   return true;
 }
 
+// result [N, 1 + num_columns] against K [N, N]: its diagonal, and its products.
+template <class T>
+bool check_products(const std::vector<T>& result, const std::vector<T>& gram, const std::vector<T>& weights,
+                    int64_t num_samples, int64_t num_columns) {
+  const auto length = [&](int64_t i) { return std::sqrt(std::fabs(double(gram[i * num_samples + i]))); };
+  for (int64_t i = 0; i < num_samples; ++i) {
+    for (int64_t s = 0; s <= num_columns; ++s) {
+      double truth = 0, scale = 1e-30;
+      for (int64_t j = s ? 0 : i; j < (s ? num_samples : i + 1); ++j) {
+        const double weight = s ? double(weights[j * num_columns + s - 1]) : 1;
+        truth += double(gram[i * num_samples + j]) * weight, scale += length(i) * length(j) * std::fabs(weight);
+      }
+      const double error = std::fabs(result[i * (1 + num_columns) + s] - truth) / scale;
+      if (!(error < 2000 * double(std::numeric_limits<T>::epsilon()))) {
+        std::printf("products, N = %ld, (%ld, %ld): relative error %g\n", long(num_samples), long(i), long(s), error);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+template <class T>
+std::vector<T> random_weights(int64_t count) {
+  std::vector<T> weights(count);
+  for (T& weight : weights) weight = random_value<T>();
+  return weights;
+}
+
+template <class T, class Source>
+bool check_gram_matvec(int64_t num_samples, InstructionSet set) {
+  const Network<Source> network(num_samples);
+  const int64_t num_columns = uniform(0, 3);
+  const std::vector<T> weights = random_weights<T>(num_samples * num_columns);
+  std::vector<T> gram(num_samples * num_samples), result(num_samples * (1 + num_columns));
+  return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, gram.data()) &&
+         sgdkern::gram_matvec<T, Source>(network.layers, num_samples, weights.data(), num_columns, set, kThreads,
+                                         result.data()) &&
+         check_products(result, gram, weights, num_samples, num_columns);
+}
+
 template <class T, class Source>
 bool check_minibatches(int64_t num_samples, InstructionSet set) {
   const Network<Source> network(num_samples);
@@ -166,6 +208,13 @@ bool check_patches(int64_t num_samples, InstructionSet set) {
   }
   std::vector<T> result(num_samples * num_samples);
   if (!sgdkern::patch_gram<T, T>(layer, num_samples, set, kThreads, result.data())) return false;
+  const int64_t num_columns = uniform(0, 3);
+  const std::vector<T> weights = random_weights<T>(num_samples * num_columns);
+  std::vector<T> products(num_samples * (1 + num_columns));
+  if (!sgdkern::patch_gram_matvec<T, T>(layer, num_samples, weights.data(), num_columns, set, kThreads, products.data()) ||
+      !check_products(products, result, weights, num_samples, num_columns)) {
+    return false;
+  }
   const auto gradient = [&](int64_t n, int64_t o, int64_t tap) {
     double sum = 0;
     for (std::size_t t = 0; t < layer.input_positions.size(); ++t) {
@@ -213,6 +262,9 @@ int main() {
       for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
                               check<float, sgdkern::BFloat16>(num_samples, set),
                               check<float, sgdkern::Float16>(num_samples, set),
+                              check_gram_matvec<float, float>(num_samples, set),
+                              check_gram_matvec<double, double>(num_samples, set),
+                              check_gram_matvec<float, sgdkern::BFloat16>(num_samples, set),
                               check_minibatches<float, float>(num_samples, set),
                               check_minibatches<double, double>(num_samples, set),
                               check_minibatches<float, sgdkern::BFloat16>(num_samples, set),

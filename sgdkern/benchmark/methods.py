@@ -18,7 +18,7 @@ from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.gram_pass import gram_matrix
 from sgdkern.order_parameters import OrderParameters, order_parameters
-from sgdkern.statistics import LARGEST_GRAM, statistics
+from sgdkern.statistics import LARGEST_GRAM
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,8 @@ def _gram_pass(problem: Problem) -> Tensor:
 
 
 def _by_passes(problem: Problem, num_minibatches: int) -> OrderParameters:
-    source = _captured(problem)
     size = batch_size(problem)
-    passes = statistics(source, route="passes")
-    return order_parameters(source, batch_size=size, num_minibatches=num_minibatches, statistics=passes)
+    return order_parameters(_captured(problem), batch_size=size, num_minibatches=num_minibatches, route="passes")
 
 
 @method("sgdkern, all but R", "order parameters")

@@ -7,14 +7,17 @@ In reading order:
     gram_positions: the same as gram, for a layer that is used at several positions, by pairs of these.
     patch_gradients: explicit gradients of a layer that is used at several positions, a convolution.
     patch_gram: the same from such gradients, a convolution's or a sequence layer's, which are never stored whole.
+    gram_matvec, patch_gram_matvec: the diagonals of both, and their products with a few vectors, without either.
 """
 
 from sgdkern.ops.gram import gram
+from sgdkern.ops.gram_matvec import gram_matvec
 from sgdkern.ops.gram_positions import gram_positions
 from sgdkern.ops.matvec import matvec
 from sgdkern.ops.minibatch_norms import minibatch_norms
 from sgdkern.ops.patch_gradients import patch_gradients
 from sgdkern.ops.patch_gram import patch_gram
+from sgdkern.ops.patch_gram_matvec import patch_gram_matvec
 from sgdkern.ops.registry import LIBRARIES, OPS, Cost, Op
 from sgdkern.ops.rmatvec import rmatvec
 
@@ -24,10 +27,12 @@ __all__ = [
     "Cost",
     "Op",
     "gram",
+    "gram_matvec",
     "gram_positions",
     "matvec",
     "minibatch_norms",
     "patch_gradients",
     "patch_gram",
+    "patch_gram_matvec",
     "rmatvec",
 ]

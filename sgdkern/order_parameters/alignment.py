@@ -41,6 +41,60 @@ class Alignment:
     reason: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Minibatches:
+    """Drawn minibatches, of which R is the mean cosine.
+
+    Attributes:
+        indices: Their members, int64 [M, B].
+        squared_norms: ‖g^µ‖², float64 [M].
+    """
+
+    indices: Tensor
+    squared_norms: Tensor
+
+    @property
+    def scales(self) -> Tensor:
+        """What the sum of a minibatch's rows is multiplied with to give ĝ^µ, [M]; 0 for a sum that is zero."""
+        lengths = self.indices.shape[1] * self.squared_norms.clamp_min(0).sqrt()
+        return torch.where(lengths > 0, 1 / lengths, 0)
+
+    def weights(self, num_samples: int) -> Tensor:
+        """W with S = Σ ĝ^µ = Gᵀ w, float64 [N]."""
+        weights = torch.zeros(num_samples, dtype=torch.float64)
+        return weights.index_add_(0, self.indices.flatten(), self.scales.repeat_interleave(self.indices.shape[1]))
+
+    def only(self, chosen: Tensor) -> Minibatches:
+        """Some of them, by a mask [M]."""
+        return self if bool(chosen.all()) else Minibatches(self.indices[chosen], self.squared_norms[chosen])
+
+
+def measured_minibatches(
+    source: GradientSource,
+    *,
+    batch_size: int,
+    num_minibatches: int,
+    generator: torch.Generator | None = None,
+    replacement: bool = False,
+) -> Minibatches:
+    """Minibatches drawn, with their norms from the gradients, not from K.
+
+    Args:
+        source: The gradients.
+        batch_size: B.
+        num_minibatches: M.
+        generator: As for `draw_minibatches`.
+        replacement: Whether a minibatch may hold a sample twice.
+
+    Returns:
+        The minibatches.
+    """
+    indices = draw_minibatches(
+        source.num_samples, batch_size, num_minibatches, generator=generator, replacement=replacement
+    )
+    return Minibatches(indices, source.minibatch_squared_norms(indices.to(source.device)).cpu().double())
+
+
 @torch.no_grad()
 def minibatch_alignment(
     source: GradientSource,
@@ -51,6 +105,7 @@ def minibatch_alignment(
     generator: torch.Generator | None = None,
     replacement: bool = False,
     confidence: float = 0.95,
+    minibatches: Minibatches | None = None,
 ) -> Alignment:
     """R = ⟨cos(g^µ, g^ν)⟩ over pairs of M independently drawn minibatches.
 
@@ -66,6 +121,7 @@ def minibatch_alignment(
             minibatches.
         replacement: Whether a minibatch may hold a sample twice.
         confidence: Coverage of the bounds.
+        minibatches: Those to take, if they are drawn already; the statistics' `products` are those with their weights.
 
     Returns:
         The estimate.
@@ -79,33 +135,50 @@ def minibatch_alignment(
         raise ValueError(
             f"order_parameters: num_minibatches must be 0 (no R) or at least 3, got {num_minibatches}. Take 512."
         )
-    indices = draw_minibatches(
-        statistics.num_samples, batch_size, num_minibatches, generator=generator, replacement=replacement
-    )
-    if statistics.route == "gram" and isinstance(source, GramSource):
-        squared_norms = _minibatch_squared_norms(source.gram(), statistics.squared_norms, indices)
-    else:
-        squared_norms = source.minibatch_squared_norms(indices.to(source.device)).cpu().double()
+    drawn = minibatches or _drawn(source, statistics, batch_size, num_minibatches, generator, replacement)
     # The mean of B gradients is known to within a rounding of the mean of their squared norms.
     rounding = statistics.resolution / max(statistics.mean_squared_norm, torch.finfo(torch.float64).tiny)
-    has_direction = squared_norms > rounding * statistics.squared_norms[indices].mean(1)
-    indices, squared_norms = indices[has_direction], squared_norms[has_direction]
-    count = len(indices)
+    has_direction = drawn.squared_norms > rounding * statistics.squared_norms[drawn.indices].mean(1)
+    kept = drawn.only(has_direction)
+    count = len(kept.indices)
     if count < 3:
         return Alignment(
             nan, nan, nan, nan, count, num_minibatches - count, "the minibatch gradients are zero within rounding"
         )
-    scales = 1 / (batch_size * squared_norms.sqrt())  # ĝ^µ = scale · Σ of its rows
-    weights = torch.zeros(statistics.num_samples, dtype=torch.float64)  # S = Gᵀ w
-    weights.index_add_(0, indices.flatten(), scales.repeat_interleave(batch_size))
-    products = _sum_products(source, statistics, weights)  # G S
-    agreement = products[indices].sum(1) * scales  # ĝ^µ · S
+    if kept is minibatches and statistics.products is not None:
+        products = statistics.products[:, -1]
+    else:
+        products = _sum_products(source, statistics, kept.weights(statistics.num_samples))  # G S
+    agreement = products[kept.indices].sum(1) * kept.scales  # ĝ^µ · S
     total = float(agreement.sum())  # ‖S‖²
     value = (total - count) / (count * (count - 1))
     without = (total - 2 * agreement + 1 - (count - 1)) / ((count - 1) * (count - 2))
     error = float(jackknife_error(without))
     reach = student_quantile((1 + confidence) / 2, count - 1) * error
     return Alignment(value, error, max(value - reach, -1.0), min(value + reach, 1.0), count, num_minibatches - count)
+
+
+def _drawn(
+    source: GradientSource,
+    statistics: Statistics,
+    batch_size: int,
+    num_minibatches: int,
+    generator: torch.Generator | None,
+    replacement: bool,
+) -> Minibatches:
+    """Minibatches drawn, with their norms from whatever the statistics came from."""
+    if statistics.route == "gram" and isinstance(source, GramSource):
+        indices = draw_minibatches(
+            statistics.num_samples, batch_size, num_minibatches, generator=generator, replacement=replacement
+        )
+        return Minibatches(indices, _minibatch_squared_norms(source.gram(), statistics.squared_norms, indices))
+    return measured_minibatches(
+        source,
+        batch_size=batch_size,
+        num_minibatches=num_minibatches,
+        generator=generator,
+        replacement=replacement,
+    )
 
 
 def draw_minibatches(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sgdkern.order_parameters import REGISTRY
-from sgdkern.order_parameters.alignment import Alignment, minibatch_alignment
+from sgdkern.order_parameters.alignment import Alignment, measured_minibatches, minibatch_alignment
 from sgdkern.order_parameters.confidence import Estimate, population_estimates
 from sgdkern.order_parameters.groups import GroupStatistics, group_statistics
 from sgdkern.order_parameters.moments import noise_factor, sample_moments
-from sgdkern.statistics import GradientSource, Groups, Statistics
+from sgdkern.statistics import GradientSource, GramSource, Groups, Route, Statistics, chosen_route
 from sgdkern.statistics import statistics as measure_statistics
 
 
@@ -101,6 +101,7 @@ def order_parameters(
     population_size: float = inf,
     confidence: float = 0.95,
     statistics: Statistics | None = None,
+    route: Route = "auto",
 ) -> OrderParameters:
     """Activity, alignment, noise: how SGD with minibatches of B samples would move on these samples.
 
@@ -117,6 +118,8 @@ def order_parameters(
             values.
         confidence: Coverage of the bounds.
         statistics: Those of the same samples, where they are known already; their groups serve where `groups` is None.
+        route: Where they are not known: "gram" takes them from K, "passes" from products with G, "auto" from what
+            costs less; see `sgdkern.statistics.statistics`.
 
     Returns:
         The order parameters.
@@ -136,8 +139,19 @@ def order_parameters(
         >>> round(measured["A0"], 6), round(measured["D"], 6), measured.groups.names
         (4.0, 3.333333, ('0', '1'))
     """
+    minibatches = None
     if statistics is None:
-        statistics = measure_statistics(source, groups=groups)
+        weights = None
+        if isinstance(source, GramSource) and num_minibatches > 2 and chosen_route(source, route) == "passes":
+            minibatches = measured_minibatches(
+                source,
+                batch_size=batch_size,
+                num_minibatches=num_minibatches,
+                generator=generator,
+                replacement=replacement,
+            )
+            weights = minibatches.weights(source.num_samples)[:, None]
+        statistics = measure_statistics(source, groups=groups, route=route, weights=weights)
     elif statistics.num_samples != source.num_samples:
         raise ValueError(
             f"order_parameters: statistics must be of the same {source.num_samples} samples, got "
@@ -161,6 +175,7 @@ def order_parameters(
         generator=generator,
         replacement=replacement,
         confidence=confidence,
+        minibatches=minibatches,
     )
     of_groups = None
     if statistics.groups is not None:
