@@ -1,4 +1,4 @@
-"""gram_matvec and patch_gram_matvec on any shape and stride, on every instruction set, and what they refuse."""
+"""The operations that multiply K without having it, on any shape, stride and instruction set, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import dev_module
 
-from sgdkern.ops import gram, gram_matvec, patch_gradients, patch_gram_matvec
+from sgdkern.ops import gram, gram_matvec, linear_gram_matvec, patch_gradients, patch_gram_matvec
 
 ONE = [1, 1]
 
@@ -44,6 +44,9 @@ def test_on_any_shape_and_stride(num_samples, widths, num_columns, dtype, step, 
     largest = gram.reference([f.abs() for f in wide[:-1]], [f.abs() for f in wide[1:]], biases)
     roundings = 2 * max(widths) + len(widths) + num_samples + 8
     assert within(gram_matvec(factors[:-1], factors[1:], biases, weights), kernel, weights, largest, roundings)
+    layers = zip(factors[:-1], factors[1:], biases, strict=True)
+    one_by_one = sum(linear_gram_matvec(*layer, weights).double() for layer in layers)
+    assert within(one_by_one.to(weights.dtype), kernel, weights, largest, roundings + len(widths))
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,12 +82,16 @@ def test_every_instruction_set_agrees_with_the_reference():
     for dtype in (torch.float32, torch.float64):
         kind = str(dtype).removeprefix("torch.")
         dense, patches = getattr(native, f"gram_matvec_{kind}"), getattr(native, f"patch_gram_matvec_{kind}")
+        linear = getattr(native, f"linear_gram_matvec_{kind}")
         for num_samples, widths in [(1, (1, 1)), (33, (7, 16)), (450, (9, 4)), (97, (40, 31))]:
             a, d = (normal(num_samples, width, seed=width, dtype=dtype) for width in widths)
             weights = normal(num_samples, 2, dtype=dtype)
             truth = gram_matvec.reference([a.double()], [d.double()], [True], weights.double())
             for name in native.instruction_sets():
                 one, three = (dense([a.numpy()], [d.numpy()], [True], weights.numpy(), name, k) for k in (1, 3))
+                assert np.array_equal(one, three)
+                assert np.abs(one - truth.numpy()).max() <= 50 * np.finfo(one.dtype).eps * truth.abs().max()
+                one, three = (linear(a.numpy(), d.numpy(), True, weights.numpy(), name, k) for k in (1, 3))
                 assert np.array_equal(one, three)
                 assert np.abs(one - truth.numpy()).max() <= 50 * np.finfo(one.dtype).eps * truth.abs().max()
         for num_samples, positions, widths in [(1, 1, (1, 1)), (40, 9, (13, 5)), (97, 3, (150, 33)), (33, 40, (2, 70))]:
@@ -102,6 +109,7 @@ def test_what_is_not_finite_stays_in_its_sample_s_norm():
     inputs, grads = [normal(50, 6)], [normal(50, 5)]
     inputs[0][7, 2] = float("nan")
     assert gram_matvec(inputs, grads, [True], normal(50, 1))[:, 0].isfinite().sum() == 49
+    assert linear_gram_matvec(inputs[0], grads[0], True, normal(50, 1))[:, 0].isfinite().sum() == 49
     inputs, grads = normal(50, 6, 9, 1), normal(50, 5, 9, 1)
     inputs[7, 2, 3] = float("nan")
     assert patch_gram_matvec(inputs, grads, ONE, ONE, ONE, normal(50, 1))[:, 0].isfinite().sum() == 49
@@ -117,7 +125,8 @@ def test_what_is_not_finite_stays_in_its_sample_s_norm():
 )
 def test_says_what_is_wrong(weights, text):
     dense, patches = ([normal(4, 3)], [normal(4, 2)], [True]), (normal(4, 3, 5, 1), normal(4, 2, 5, 1), ONE, ONE, ONE)
-    for op, args in ((gram_matvec, dense), (patch_gram_matvec, patches)):
+    linear = normal(4, 3), normal(4, 2), True
+    for op, args in ((gram_matvec, dense), (linear_gram_matvec, linear), (patch_gram_matvec, patches)):
         with pytest.raises(ValueError, match=text):
             op(*args, weights)
         if op.is_compiled("cpu"):
@@ -132,5 +141,7 @@ def test_sizes_that_no_machine_holds_are_errors():
         weights = one.expand(len(factor), 1)
         with pytest.raises(RuntimeError):
             gram_matvec([factor], [factor], [True], weights)
+        with pytest.raises(RuntimeError):
+            linear_gram_matvec(factor, factor, True, weights)
         with pytest.raises(RuntimeError):
             patch_gram_matvec(factor[:, :, None, None], factor[:, :, None, None], ONE, ONE, ONE, weights)

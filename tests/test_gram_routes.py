@@ -82,14 +82,19 @@ def test_norms_and_products(pair, num_columns, monkeypatch):  # noqa: F811
         close(norms_and_products([factors], weights), truth)
 
 
-def test_few_samples_beside_the_widths_are_multiplied_by_pairs(monkeypatch):
+def test_each_layer_is_multiplied_by_what_costs_least(monkeypatch):
     used = []
-    for name in ("gram_matvec", "patch_gram_matvec"):
+    for name in ("gram_matvec", "linear_gram_matvec", "patch_gram_matvec"):
         op = getattr(gram_routes.ops, name)
         monkeypatch.setattr(gram_routes.ops, name, lambda *args, op=op, name=name: used.append(name) or op(*args))
-    for num_samples, positions, kind in [(20, 1, ["gram_matvec"]), (80, 1, []), (80, 8, ["patch_gram_matvec"])]:
+    for num_samples, positions, outputs, kind in [
+        (20, 1, 20, ["gram_matvec"]),
+        (80, 1, 20, ["linear_gram_matvec"]),
+        (80, 1, 600, []),
+        (80, 8, 20, ["patch_gram_matvec"]),
+    ]:
         used.clear()
-        factors = Dense(normal(num_samples, positions, 20), normal(num_samples, positions, 20))
+        factors = Dense(normal(num_samples, positions, 20), normal(num_samples, positions, outputs))
         norms_and_products([factors], normal(num_samples, 1))
         assert used == kind
 

@@ -91,6 +91,10 @@ def gram_matvec_in_extended_precision(*args):
     return with_products(gram_in_extended_precision(*args[:-1]), args[-1])
 
 
+def linear_gram_matvec_in_extended_precision(inputs, output_grads, constant_column, weights):
+    return gram_matvec_in_extended_precision([inputs], [output_grads], [constant_column], weights)
+
+
 def patch_gram_matvec_in_extended_precision(*args):
     return with_products(patch_gram_in_extended_precision(*args[:-1]), args[-1])
 
@@ -99,6 +103,7 @@ ORACLES = {
     "gram": gram_in_extended_precision,
     "gram_matvec": gram_matvec_in_extended_precision,
     "gram_positions": gram_positions_in_extended_precision,
+    "linear_gram_matvec": linear_gram_matvec_in_extended_precision,
     "matvec": matvec_in_extended_precision,
     "minibatch_norms": minibatch_norms_in_extended_precision,
     "patch_gradients": patch_gradients_in_extended_precision,

@@ -2,6 +2,7 @@
 
 #include "../cpu/gram_matvec.h"
 #include "../cpu/gram_positions.h"
+#include "../cpu/linear_gram_matvec.h"
 #include "../cpu/patch_gram_matvec.h"
 
 #include <pybind11/numpy.h>
@@ -85,6 +86,20 @@ py::array_t<T> gram_matvec(const Arrays<T>& inputs, const Arrays<T>& output_grad
   return result;
 }
 
+template <class T>
+py::array_t<T> linear_gram_matvec(const py::array_t<T>& inputs, const py::array_t<T>& output_grads, bool constant_column,
+                                  const py::array_t<T>& weights, const std::string& name, int64_t num_threads) {
+  const sgdkern::Layer<T> layer = layers_of<T>({inputs}, {output_grads}, {constant_column})[0];
+  py::array_t<T> result({weights.shape(0), 1 + weights.shape(1)});
+  for (const auto& [known, set] : kNames) {
+    if (known == name && !sgdkern::linear_gram_matvec<T, T>(layer, weights.shape(0), weights.data(), weights.shape(1), set,
+                                                            Threads{num_threads}, result.mutable_data())) {
+      throw std::bad_alloc();
+    }
+  }
+  return result;
+}
+
 // A layer of inputs [N, T, I] and output gradients [N, T, O].
 template <class T>
 py::array_t<T> patch_gram_matvec(const py::array_t<T>& inputs, const py::array_t<T>& output_grads,
@@ -146,6 +161,8 @@ PYBIND11_MODULE(kernels, module) {
   module.def("gram_float64", &gram<double>);
   module.def("gram_matvec_float32", &gram_matvec<float>);
   module.def("gram_matvec_float64", &gram_matvec<double>);
+  module.def("linear_gram_matvec_float32", &linear_gram_matvec<float>);
+  module.def("linear_gram_matvec_float64", &linear_gram_matvec<double>);
   module.def("patch_gram_matvec_float32", &patch_gram_matvec<float>);
   module.def("patch_gram_matvec_float64", &patch_gram_matvec<double>);
   module.def("gram_positions_float32", &gram_positions<float>);

@@ -3,6 +3,7 @@
 
 #include "../cpu/gram_matvec.h"
 #include "../cpu/gram_positions.h"
+#include "../cpu/linear_gram_matvec.h"
 #include "../cpu/patch_gradients.h"
 #include "../cpu/patch_gram_matvec.h"
 
@@ -97,7 +98,8 @@ bool check(int64_t num_samples, InstructionSet set) {
 template <class T>
 bool check_products(const std::vector<T>& result, const std::vector<T>& gram, const std::vector<T>& weights,
                     int64_t num_samples, int64_t num_columns) {
-  const auto length = [&](int64_t i) { return std::sqrt(std::fabs(double(gram[i * num_samples + i]))); };
+  // 16-bit factors of any exponent: K_ii may underflow where K_ij does not.
+  const auto length = [&](int64_t i) { return std::sqrt(std::fabs(double(gram[i * num_samples + i]))) + 1e-19; };
   for (int64_t i = 0; i < num_samples; ++i) {
     for (int64_t s = 0; s <= num_columns; ++s) {
       double truth = 0, scale = 1e-30;
@@ -131,6 +133,19 @@ bool check_gram_matvec(int64_t num_samples, InstructionSet set) {
   return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, gram.data()) &&
          sgdkern::gram_matvec<T, Source>(network.layers, num_samples, weights.data(), num_columns, set, kThreads,
                                          result.data()) &&
+         check_products(result, gram, weights, num_samples, num_columns);
+}
+
+template <class T, class Source>
+bool check_linear(int64_t num_samples, InstructionSet set) {
+  Network<Source> network(num_samples);
+  network.layers.resize(1);
+  const int64_t num_columns = uniform(0, 3);
+  const std::vector<T> weights = random_weights<T>(num_samples * num_columns);
+  std::vector<T> gram(num_samples * num_samples), result(num_samples * (1 + num_columns));
+  return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, gram.data()) &&
+         sgdkern::linear_gram_matvec<T, Source>(network.layers[0], num_samples, weights.data(), num_columns, set, kThreads,
+                                                result.data()) &&
          check_products(result, gram, weights, num_samples, num_columns);
 }
 
@@ -265,6 +280,8 @@ int main() {
                               check_gram_matvec<float, float>(num_samples, set),
                               check_gram_matvec<double, double>(num_samples, set),
                               check_gram_matvec<float, sgdkern::BFloat16>(num_samples, set),
+                              check_linear<float, float>(num_samples, set),
+                              check_linear<double, double>(num_samples, set),
                               check_minibatches<float, float>(num_samples, set),
                               check_minibatches<double, double>(num_samples, set),
                               check_minibatches<float, sgdkern::BFloat16>(num_samples, set),

@@ -8,11 +8,13 @@ In reading order:
     patch_gradients: explicit gradients of a layer that is used at several positions, a convolution.
     patch_gram: the same from such gradients, a convolution's or a sequence layer's, which are never stored whole.
     gram_matvec, patch_gram_matvec: the diagonals of both, and their products with a few vectors, without either.
+    linear_gram_matvec: the same for a layer with few outputs, by products with its factors.
 """
 
 from sgdkern.ops.gram import gram
 from sgdkern.ops.gram_matvec import gram_matvec
 from sgdkern.ops.gram_positions import gram_positions
+from sgdkern.ops.linear_gram_matvec import linear_gram_matvec
 from sgdkern.ops.matvec import matvec
 from sgdkern.ops.minibatch_norms import minibatch_norms
 from sgdkern.ops.patch_gradients import patch_gradients
@@ -29,6 +31,7 @@ __all__ = [
     "gram",
     "gram_matvec",
     "gram_positions",
+    "linear_gram_matvec",
     "matvec",
     "minibatch_norms",
     "patch_gradients",
