@@ -38,6 +38,10 @@ bool gram_matvec(const std::vector<Layer<Source>>& layers, int64_t num_samples, 
   const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
   const int64_t tile = num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples;
   const int64_t side = (num_samples + tile - 1) / tile, padded = side * tile;
+  std::vector<PackedLayer<T>> packed;
+  // First, so that it gets the memory that is kept.
+  std::unique_ptr<Workspace> workspace = pack_layers<T>(layers, num_samples, kernels, parallel, packed);
+  if (!workspace) return false;
   Layout layout;
   const int64_t places[] = {layout.place(num_columns, padded, sizeof(T)),
                             layout.place(side * num_columns, padded, sizeof(double)),
@@ -50,9 +54,6 @@ bool gram_matvec(const std::vector<Layer<Source>>& layers, int64_t num_samples, 
   for (int64_t c = 0; c < num_columns; ++c) {
     for (int64_t n = 0; n < padded; ++n) across[c * padded + n] = n < num_samples ? weights[n * num_columns + c] : T{0};
   }
-  std::vector<PackedLayer<T>> packed;
-  std::unique_ptr<Workspace> workspace = pack_layers<T>(layers, num_samples, kernels, parallel, packed);
-  if (!workspace) return false;
   std::vector<std::array<int64_t, 2>> tiles;
   for (int64_t i = side; i-- > 0;) {
     for (int64_t j = 0; j <= i; ++j) tiles.push_back({i, j});
