@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgdkern.ops import thin_product
 from sgdkern.spectral_density import estimated_eigenvalues, vectors_needed
 
 MatVec = Callable[[Tensor], Tensor]  # [n, k] -> [n, k]
@@ -41,9 +42,10 @@ _MOSTLY_INSIDE = 0.5
 _FORECAST_BLOCKS, _EVERY_BLOCK = 4, 6
 # A Ritz pair with a smaller residual, relative to its value, is counted as one eigenvalue.
 _SINGLE = 0.05
-# T's eigenvalues are looked at a little before the forecast, but not before the basis has grown by this factor; where
-# there is no forecast, by the second one.
-_EARLY = 0.97
+# T's eigenvalues are looked at a little after the forecast: they cost as much as the last tenth or fifth of the
+# vectors, and forecasts are good to a twentieth. But not before the basis has grown by the next factor; where there is
+# no forecast, by the one after it.
+_LATE = 1.04
 _CHECK_GROWTH, _BLIND_GROWTH = 1.06, 1.15
 # A forecast that lies further ahead than this factor is made anew when the basis has doubled.
 _FAR = 3
@@ -280,7 +282,7 @@ def _next_check(size: int, block: int, needed: int | None) -> int:
         return size + block
     if needed is None:
         return max(size + block, int(_BLIND_GROWTH * size))
-    ahead = _EARLY * needed if needed <= _FAR * size else 2 * size
+    ahead = _LATE * needed if needed <= _FAR * size else 2 * size
     return int(max(size + block, _CHECK_GROWTH * size, ahead))
 
 
@@ -411,19 +413,23 @@ class _Krylov:
         self._random_next = room - live
         random = torch.randn(room - live, n, dtype=residual.dtype, device=residual.device, generator=self._generator)
         block = torch.cat([(orthonormal @ left).T[:live], torch.nn.functional.normalize(random)])
-        inside = block @ self.basis.T
+        inside = self._inside(block)
         coefficients = factor[:live].T @ inside[:live]
         block = self._beside(block, inside)
         # What is left keeps a rounding error of eps / its size, which another pass takes away. All rows together are
         # asked: a mixture of them may lie inside the basis where none of them does.
         while float(inside.square().sum()) > _MOSTLY_INSIDE:
-            inside = block @ self.basis.T
+            inside = self._inside(block)
             block = self._beside(block, inside)
         return block, factor, coefficients
 
+    def _inside(self, block: Tensor) -> Tensor:
+        """What a block [b, n] holds of the basis, [b, M]."""
+        return thin_product(self.basis, block.T).T
+
     def _beside(self, block: Tensor, inside: Tensor) -> Tensor:
         """A block [b, n] without what it holds of the basis [b, M], orthonormal again."""
-        orthonormal: Tensor = torch.linalg.qr(torch.addmm(block, inside, self.basis, alpha=-1).T)[0].T
+        orthonormal: Tensor = torch.linalg.qr(block.T - thin_product(self.basis.T, inside.T))[0].T
         return orthonormal
 
 

@@ -16,6 +16,7 @@ found hold the wanted share of it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.gram_pass import GramMatrix
 from sgdkern.lanczos import GiveUp, MatVec, holding, leading, leading_eigenpairs
+from sgdkern.ops import thin_product
 from sgdkern.streaming import StreamingGradients
 from sgdkern.tiled_gram import TiledGram
 
@@ -34,6 +36,8 @@ Source = GradientMatrix | GramMatrix | StreamingGradients
 # final vectors. And blocks in flight: the product, its residual and its projections, two of each such word.
 WORDS_A_NUMBER = 3
 BLOCKS_IN_FLIGHT = 2
+# Rows of K in float64 at once: they stay in the second- or third-level cache.
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ def rounding(source: Source) -> float:
     return 32 * torch.finfo(source.dtype).eps
 
 
+def _vanishes(source: Source) -> bool:
+    """Whether gradients whose squares are zero are zero themselves; of K alone no more can be known."""
+    return isinstance(source, GramMatrix) or not bool(source.mean().any())
+
+
 @dataclass(frozen=True)
 class _Moments:
     """What is known of Σ before any of its eigenvalues: mean ‖g_n‖², ‖ḡ‖², and tr Σ² where K was formed."""
@@ -107,6 +116,13 @@ class _Moments:
             raise ValueError(
                 "noise_spectrum: the gradients must be finite, got NaN or infinity. Which samples are it?"
                 " G.squared_norms() shows them; leave them out, or scale the loss."
+            )
+        # Below this the squares have no digits left, at last none at all.
+        least = torch.finfo(self.source.dtype).tiny / torch.finfo(self.source.dtype).eps
+        if self.mean_squared_norm < least and (self.mean_squared_norm or not _vanishes(self.source)):
+            raise ValueError(
+                f"noise_spectrum: the gradients' squared norms must be above {least:.0e} in {self.source.dtype}, got"
+                f" {self.mean_squared_norm:.0e} on average. Scale the loss by a power of two, or take float64."
             )
 
     @property
@@ -134,7 +150,7 @@ def _moments(source: Source, gram: Tensor) -> _Moments:
     """From K, in float64 and some rows at a time so that no second K is made."""
     n = source.num_samples
     means, squares = [], 0.0
-    for rows in gram.split(256):
+    for rows in gram.split(_ROWS_AT_ONCE):
         exact = rows.double()
         means.append(exact.mean(1))
         squares += float(exact.flatten() @ exact.flatten())
@@ -148,11 +164,11 @@ def _moments(source: Source, gram: Tensor) -> _Moments:
 def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
     """All eigenvalues from LAPACK in the dtype of the factors, on K centred in float64."""
     n, gram = G.num_samples, G.gram()
-    row_means = gram.mean(1, dtype=torch.float64)
-    centred = gram.to(torch.float64, copy=True)
-    centred.sub_(row_means).sub_(row_means[:, None]).add_(row_means.mean()).div_(n)
+    row_means = torch.cat([rows.double().mean(1) for rows in gram.split(_ROWS_AT_ONCE)])
     # K was rounded to its own dtype before: LAPACK adds no more than that again, in half of the time.
-    centred = centred.to(torch.promote_types(gram.dtype, torch.float32))
+    centred = torch.empty_like(gram, dtype=torch.promote_types(gram.dtype, torch.float32))
+    for out, rows, means in zip(*(part.split(_ROWS_AT_ONCE) for part in (centred, gram, row_means)), strict=True):
+        out.copy_((rows.double() - (row_means - row_means.mean()) - means[:, None]).div_(n))
     moments = _Moments(G, float(gram.diagonal().mean(dtype=torch.float64)), float(row_means.mean()))
     count = min(*G.shape, request.num_eigenvalues or n)
     vectors = None
@@ -171,7 +187,8 @@ def whole_gram(G: GradientMatrix | GramMatrix, request: Request) -> EigenPairs:
 def stored_gram(source: Source, gram: Tensor | TiledGram, request: Request) -> EigenPairs:
     """Leading eigenvalues by Lanczos on K, [N, N] in memory or tiles in a file."""
     moments = _moments(source, gram) if isinstance(gram, Tensor) else _moments_by_passes(source)
-    return _sample_vectors(source, lambda u: gram @ u.to(source.dtype), moments, request)
+    product = functools.partial(thin_product, gram) if isinstance(gram, Tensor) else gram.product
+    return _sample_vectors(source, lambda u: product(u.to(source.dtype)), moments, request)
 
 
 def sample_vectors(source: Source, request: Request) -> EigenPairs:

@@ -25,8 +25,8 @@ _BLOCK = 16
 # Up to this N, LAPACK on the whole matrix (N³) is faster than to find out whether an iteration to a share of the trace
 # is; up to the second one, faster than one to a number of eigenvalues. Measured, see docs/spectrum.md.
 _LAPACK_SAMPLES, _LAPACK_SAMPLES_A_NUMBER = 1280, 512
-# A basis of x N on the stored K costs (1.5 x + 7 x²) times what LAPACK does on the whole; measured there too.
-_LANCZOS_COST = (1.5, 7.0)
+# A basis of x N on the stored K costs (0.5 x + 8 x²) times what LAPACK does on the whole; measured there too.
+_LANCZOS_COST = (0.5, 8.0)
 # A forecast from fewer blocks may be off by half: an iteration is then given up only where it costs this many times
 # more.
 _EARLY_BLOCKS, _EARLY_DOUBT = 6, 2.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from sgdkern.chunk_store import factor_bytes
 from sgdkern.factors import Dense
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.ops import thin_product
 from sgdkern.scratch_file import ScratchFile
 from sgdkern.streaming import StreamingGradients
 
@@ -42,15 +43,15 @@ class TiledGram:
         self._bounds = [*range(0, source.num_samples, TILE_ROWS), source.num_samples]
         self._slots = {(i, j): self._file.append(tile) for i, j, tile in _tiles(source, self._bounds, memory_bound)}
 
-    def __matmul__(self, vectors: Tensor) -> Tensor:
+    def product(self, vectors: Tensor) -> Tensor:
         """K u, [N, k], in the tiles' dtype."""
         out = torch.zeros(vectors.shape, dtype=self._dtype, device=self._device)
         rows = [slice(start, stop) for start, stop in zip(self._bounds, self._bounds[1:], strict=False)]
         for (i, j), slot in self._slots.items():
             tile = self._file.mapped(slot)
-            out[rows[i]] += tile @ vectors[rows[j]]
+            out[rows[i]] += thin_product(tile, vectors[rows[j]])
             if i != j:
-                out[rows[j]] += tile.T @ vectors[rows[i]]
+                out[rows[j]] += thin_product(tile.T, vectors[rows[i]])
         return out
 
 

@@ -99,6 +99,11 @@ def patch_gram_matvec_in_extended_precision(*args):
     return with_products(patch_gram_in_extended_precision(*args[:-1]), args[-1])
 
 
+def thin_product_in_extended_precision(matrix, vectors):
+    a, x = (tensor.double().numpy().astype(np.longdouble) for tensor in (matrix, vectors))
+    return a @ x
+
+
 ORACLES = {
     "gram": gram_in_extended_precision,
     "gram_matvec": gram_matvec_in_extended_precision,
@@ -110,6 +115,7 @@ ORACLES = {
     "patch_gram": patch_gram_in_extended_precision,
     "patch_gram_matvec": patch_gram_matvec_in_extended_precision,
     "rmatvec": rmatvec_in_extended_precision,
+    "thin_product": thin_product_in_extended_precision,
 }
 
 

@@ -49,7 +49,7 @@ def test_products_whatever_the_tiles_the_bands_and_the_chunks(
     stream = StreamingGradients(model, LOSS, DataLoader(TensorDataset(inputs, targets), batch_size=11))
     vectors = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for source in (G, stream):
-        found = TiledGram(source, tmp_path, memory_bound) @ vectors
+        found = TiledGram(source, tmp_path, memory_bound).product(vectors)
         torch.testing.assert_close(found, G.gram() @ vectors, rtol=1e-10, atol=1e-12)
     assert not list(tmp_path.iterdir())
 

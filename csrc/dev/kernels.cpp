@@ -4,6 +4,7 @@
 #include "../cpu/gram_positions.h"
 #include "../cpu/linear_gram_matvec.h"
 #include "../cpu/patch_gram_matvec.h"
+#include "../cpu/thin_product.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -153,6 +154,21 @@ py::array_t<T> minibatch_norms(const Arrays<T>& inputs, const Arrays<T>& output_
   return result;
 }
 
+// matrix [M, K] times packed vectors [K, kThin], by rows or from its transpose by columns.
+template <class T>
+py::array_t<T> thin_product(const py::array_t<T>& matrix, const py::array_t<T>& vectors, bool transposed,
+                            const std::string& name, int64_t num_threads) {
+  const int64_t rows = matrix.shape(transposed), features = matrix.shape(!transposed);
+  const sgdkern::ThinMatrix<T> a{matrix.data(), rows, features, transposed ? 1 : features, transposed ? rows : 1};
+  py::array_t<T> result({rows, int64_t{sgdkern::kThin}});
+  for (const auto& [known, set] : kNames) {
+    if (known != name) continue;
+    sgdkern::thin_product(a, vectors.data(), sgdkern::kThin, set, Threads{num_threads}, result.mutable_data(),
+                          sgdkern::kThin);
+  }
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(kernels, module) {
@@ -169,4 +185,6 @@ PYBIND11_MODULE(kernels, module) {
   module.def("gram_positions_float64", &gram_positions<double>);
   module.def("minibatch_norms_float32", &minibatch_norms<float>);
   module.def("minibatch_norms_float64", &minibatch_norms<double>);
+  module.def("thin_product_float32", &thin_product<float>);
+  module.def("thin_product_float64", &thin_product<double>);
 }

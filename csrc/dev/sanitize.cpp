@@ -6,6 +6,7 @@
 #include "../cpu/linear_gram_matvec.h"
 #include "../cpu/patch_gradients.h"
 #include "../cpu/patch_gram_matvec.h"
+#include "../cpu/thin_product.h"
 
 #include <cmath>
 #include <cstdio>
@@ -267,6 +268,37 @@ bool check_patches(int64_t num_samples, InstructionSet set) {
   return true;
 }
 
+// A matrix by rows and by columns, each in an allocation of its size.
+template <class T>
+bool check_thin(int64_t rows, InstructionSet set) {
+  const int64_t features = uniform(0, 300), columns = uniform(1, sgdkern::kThin);
+  const Factor<T> by_rows(rows, features), by_columns(features, rows);
+  std::vector<T> vectors(features * sgdkern::kThin);
+  for (T& value : vectors) value = random_value<T>();
+  for (const bool transposed : {false, true}) {
+    const Factor<T>& stored = transposed ? by_columns : by_rows;
+    const sgdkern::ThinMatrix<T> matrix{stored.memory.data(), rows, features, transposed ? 1 : stored.stride,
+                                        transposed ? stored.stride : 1};
+    if (transposed && !sgdkern::fits_columns(matrix, set)) continue;
+    std::vector<T> result(rows * columns);
+    sgdkern::thin_product(matrix, vectors.data(), columns, set, kThreads, result.data(), columns);
+    for (int probe = 0; probe < 10 && rows; ++probe) {
+      const int64_t i = uniform(0, rows - 1), c = uniform(0, columns - 1);
+      double truth = 0, scale = 1e-30;
+      for (int64_t k = 0; k < features; ++k) {
+        const double product = double(stored.memory[transposed ? k * stored.stride + i : i * stored.stride + k]) *
+                               double(vectors[k * sgdkern::kThin + c]);
+        truth += product, scale += std::fabs(product);
+      }
+      if (!(std::fabs(result[i * columns + c] - truth) < 1000 * double(std::numeric_limits<T>::epsilon()) * scale)) {
+        std::printf("thin, M = %ld, K = %ld: wrong\n", long(rows), long(features));
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -291,7 +323,8 @@ int main() {
                               check_positions<float, sgdkern::BFloat16>(num_samples, set),
                               check_positions<float, sgdkern::Float16>(num_samples, set),
                               check_patches<float>(num_samples, set),
-                              check_patches<double>(num_samples, set)}) {
+                              check_patches<double>(num_samples, set), check_thin<float>(num_samples, set),
+                              check_thin<double>(num_samples, set)}) {
         ++(done ? passed : failed);
       }
     }

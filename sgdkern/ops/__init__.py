@@ -9,6 +9,7 @@ In reading order:
     patch_gram: the same from such gradients, a convolution's or a sequence layer's, which are never stored whole.
     gram_matvec, patch_gram_matvec: the diagonals of both, and their products with a few vectors, without either.
     linear_gram_matvec: the same for a layer with few outputs, by products with its factors.
+    thin_product: a large matrix times a block of vectors, what an iteration on a stored Gram matrix is made of.
 """
 
 from sgdkern.ops.gram import gram
@@ -22,6 +23,7 @@ from sgdkern.ops.patch_gram import patch_gram
 from sgdkern.ops.patch_gram_matvec import patch_gram_matvec
 from sgdkern.ops.registry import LIBRARIES, OPS, Cost, Op
 from sgdkern.ops.rmatvec import rmatvec
+from sgdkern.ops.thin_product import thin_product
 
 __all__ = [
     "LIBRARIES",
@@ -38,4 +40,5 @@ __all__ = [
     "patch_gram",
     "patch_gram_matvec",
     "rmatvec",
+    "thin_product",
 ]
