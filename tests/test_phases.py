@@ -9,7 +9,7 @@ import pytest
 from sgdkern.history import GroupRecord, History, Record
 from sgdkern.learning_order import LearningOrder, agreement, running_median
 from sgdkern.levels import alternating_levels
-from sgdkern.phase_dates import Dates, has_lasted
+from sgdkern.phase_dates import Dates, date_by_answers, has_lasted
 from sgdkern.phase_detector import PhaseDetector
 from sgdkern.phase_truth import phase_agreement, phases_from_test_error
 from sgdkern.phases import Phase, Phases, label_phases
@@ -162,6 +162,75 @@ def test_memorising_counts_by_how_strongly_a_label_was_contradicted():
     division = order.divide(100.0)
     assert division.contradicted.tolist() == [False, True, True, True]
     np.testing.assert_allclose(division.memorised, [0, 0, 0, 0, 0.1 / 2.1, 0.1 / 2.1], rtol=1e-6)
+
+
+def test_answers_are_followed_by_strength_and_constancy():
+    steps = np.geomspace(1, 1e5, 6).astype(int)
+    margins = np.full((6, 4), -1.0, dtype=np.float32)
+    margins[:, 0] = 1.0  # fitted throughout
+    margins[:, 1] = -0.5
+    predictions = np.array([[0, 1, 1, 5], [0, 1, 2, 5], [0, 1, 3, 3], [0, 1, 3, 4], [0, 2, 3, 4], [0, 2, 3, 3]])
+    division = LearningOrder(steps, margins, predictions).divide(300.0)  # records 2 to 4
+    assert division.window.tolist() == [1, 2, 3]
+    constancy = np.array([1.0, 2 / 3, 1 / 3])  # of the three contradicted samples' commonest answers, 1, 3 and 3
+    weights = constancy * np.array([0.5, 1.0, 1.0])
+    follows = predictions[:, 1:] == np.array([1, 3, 3])
+    np.testing.assert_allclose(division.followed, running_median(follows @ weights / weights.sum(), 3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clarity_is_the_variance_between_the_groups_times_the_steadiness_of_the_answers(seed):
+    rng = np.random.default_rng(seed)
+    margins = rng.normal(size=(9, 40)).astype(np.float32) + np.where(np.arange(40) < 12, -1, 1).astype(np.float32)
+    predictions = np.where(rng.random((9, 40)) < 0.7, np.arange(40) % 5, rng.integers(0, 5, (9, 40)))
+    order = LearningOrder(np.geomspace(1, 1e4, 9).astype(int), margins, predictions)
+    window = order.divide(100.0).window
+    sizes = np.median(np.abs(margins[window]), axis=1, keepdims=True)
+    mean = np.clip(margins[window] / sizes, -3, 3).mean(0)
+    within = sum(((mean[side] - mean[side].mean()) ** 2).sum() for side in (mean <= 0, mean > 0))
+    between = 1 - within / ((mean - mean.mean()) ** 2).sum()
+    assert order.clarity(100.0) == pytest.approx(between * fleiss(predictions[window][:, mean <= 0]), rel=1e-5)
+
+
+def test_clarity_does_not_depend_on_the_scale_of_the_margins():
+    history = planted(num_samples=60)
+    margins, predictions = (np.stack([getattr(one, name) for one in history]) for name in ("margins", "predictions"))
+    one, other = (LearningOrder(history.steps, scale * margins, predictions) for scale in (1.0, 50.0))
+    assert one.clarity(500.0) == pytest.approx(other.clarity(500.0))
+    assert one.clarity(600.0) > max(one.clarity(5.0), one.clarity(15_000.0))
+
+
+def test_one_group_alone_is_not_clear():
+    order = LearningOrder(np.arange(5), np.ones((5, 3), dtype=np.float32), np.zeros((5, 3), dtype=int))
+    assert order.clarity(2.0) == 0.0
+
+
+def test_phase_ii_lasts_while_the_contradicted_samples_keep_their_answers():
+    history = planted()
+    margins, predictions = (np.stack([getattr(one, name) for one in history]) for name in ("margins", "predictions"))
+    order = LearningOrder(history.steps, margins, predictions)
+    division = order.divide(600.0)
+    alone = date_by_answers(order, division, 600.0, Dates(200.0, 2_000.0, np.inf))
+    assert abs(np.log(alone.t12 / 200)) < 0.2
+    assert abs(np.log(alone.t23 / 2_000)) < 0.2
+    later = date_by_answers(order, division, 600.0, Dates(200.0, 8 * 2_000.0, np.inf))
+    assert later.t23 / alone.t23 == pytest.approx(2.0)  # the levels have a third of the say
+    never = date_by_answers(order, division, 600.0, Dates(200.0, np.inf, np.inf))
+    assert never.t23 > later.t23  # of levels that have not fallen the last record is taken
+    cut = planted(last=1_500)
+    order = LearningOrder(cut.steps, margins[: len(cut)], predictions[: len(cut)])
+    assert date_by_answers(order, order.divide(600.0), 600.0, Dates(200.0, 900.0, np.inf)).t23 == np.inf
+
+
+def test_phase_ii_is_found_where_the_noise_is_high_from_the_start():
+    history, misled = planted(rate=0.6), History(planted(rate=0.6).header)
+    for one in history:
+        early = 30.0 if 1 < one.step < 8 else 0.1
+        misled.append(replace(one, values={**one.values, "sigma_lambda2": early}))
+    phases = label_phases(misled)
+    assert phases.verdict == "four phases"
+    assert 100 < phases.t12 < 300
+    assert phases.t12 < phases.t23 < 2_500
 
 
 def fleiss(answers):
