@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sgdkern.layers import Scattered
 from sgdkern.preserve import preserve
-from sgdkern.problem import Problem, part_of
+from sgdkern.problem import Problem, leaves, part_of
 from sgdkern.recorded_pass import located, recorded
 from sgdkern.study import plan_for
 
@@ -21,6 +22,13 @@ from sgdkern.study import plan_for
 WEIGHED_SAMPLES = 3
 # The same where samples have parts of their own sizes (packed sequences, routed rows): the largest of these counts.
 UNLIKE_SAMPLES = 48
+# An output of more bytes than this, for all samples, is worth running them in chunks: allocators give blocks of such a
+# size back to the system, and each is then fresh memory, a page fault every 4 KiB, at every measurement (decision 18).
+LARGE_OUTPUT = 16 * 2**20
+# The largest output of a chunk: what is computed from it mostly finds it in a last-level cache.
+CHUNK_OUTPUT = 8 * 2**20
+# Footprints remembered a model.
+_REMEMBERED = 32
 # Torch's own, and private: which hooks are on top.
 _top_hooks: Callable[[bool], Any] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
@@ -42,9 +50,14 @@ class Footprint:
     outputs: int
 
     @property
+    def ordinary(self) -> int:
+        """At the peak of an ordinary pass: activations, and a gradient on its way between layers."""
+        return self.activations + 2 * self.largest
+
+    @property
     def capture(self) -> int:
-        """At the peak of a capture: activations, the gradients of all outputs, and one on its way between layers."""
-        return self.activations + self.factors + 2 * self.largest
+        """At the peak of a capture: an ordinary pass, and the gradients of all outputs."""
+        return self.ordinary + self.factors
 
 
 def footprint(problem: Problem, *, num_samples: int = WEIGHED_SAMPLES) -> Footprint:
@@ -124,6 +137,40 @@ class _Hidden(TorchDispatchMode):
             size = sum(size for place, size in made.items() if place not in given)
             self.sizes[id(top[0])] = self.sizes.get(id(top[0]), 0) + size
         return out
+
+
+_known: WeakKeyDictionary[nn.Module, dict[Any, Footprint]] = WeakKeyDictionary()
+
+
+def pass_size(problem: Problem) -> int | None:
+    """Samples that are best run at a time on a CPU, where a chunk and the factors of all take no more than one pass.
+
+    Args:
+        problem: the model and its batch; what its samples weigh is remembered by their shapes.
+
+    Returns:
+        The size of a chunk; None to run all samples together.
+    """
+    if problem.seed is not None or any(one.device.type != "cpu" for one in problem.tracked.values()):
+        return None  # random masks are drawn chunk by chunk, and would be others than those of all samples together
+    shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in leaves(problem.batch))
+    training = tuple(module.training for module in problem.model.modules())
+    key = shapes, tuple(problem.tracked), problem.loss_key, training
+    known = _known.setdefault(problem.model, {})
+    if (weight := known.get(key)) is None:
+        try:
+            weight = known[key] = footprint(problem)
+        except Exception:  # a model made for one batch size; what is wrong with it otherwise will show itself
+            return None
+        while len(known) > _REMEMBERED:
+            known.pop(next(iter(known)))
+    num_samples = problem.num_samples
+    if num_samples * weight.largest <= LARGE_OUTPUT:
+        return None
+    parts = -(-num_samples * weight.largest // CHUNK_OUTPUT)
+    size = max(WEIGHED_SAMPLES, -(-num_samples // parts))
+    fits = size * weight.ordinary + num_samples * weight.factors <= num_samples * weight.ordinary
+    return size if fits else None
 
 
 def samples_at_once(problem: Problem, budget: int) -> int:

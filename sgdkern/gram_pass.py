@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from sgdkern.capture import BatchLoss, Params, captured, chunk_of, coverage_of, explicit_entries, outputs_of, posed
 from sgdkern.columns import Entry
 from sgdkern.factors import Dense
-from sgdkern.footprint import footprint
+from sgdkern.footprint import footprint, pass_size
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gram_routes import compact
 from sgdkern.losses import Loss
 from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
@@ -151,7 +152,10 @@ def gram_matrix(
     with speaking_as("gram_matrix"):
         problem = posed(model, loss_fn, inputs, targets, params, batch_loss, batch, seed)
         tiling = None if memory_budget is None else _tiling(problem, memory_budget)
-        return _whole(problem) if tiling is None else _tiled(problem, *tiling)
+        if tiling is not None:
+            return _tiled(problem, *tiling)
+        size = pass_size(problem)
+        return _whole(problem) if size is None else _in_chunks(problem, size)
 
 
 class _Sum:
@@ -216,6 +220,33 @@ def _formed(problem: Problem, seen: Pass, plan: Plan) -> GramMatrix:
         check_gradients([entry], problem.numbers)
         total.add([entry])
     return GramMatrix(total.finish(), slices_of(problem.tracked), losses, outputs, coverage)
+
+
+def _in_chunks(problem: Problem, size: int) -> GramMatrix:
+    """K from passes over some samples at a time, whose gradients are kept in as few numbers as they take."""
+    parts: list[GradientMatrix] = []
+    coverage: dict[str, str] = {}
+    for start in range(0, problem.num_samples, size):
+        chunk = chunk_of(problem, start, min(start + size, problem.num_samples))
+        with preserve(chunk.model):
+            seen = recorded(chunk)
+            plan = plan_for(chunk, seen)
+            losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)
+            coverage |= coverage_of(chunk, seen.recorder.sites, plan)
+            entries: list[Entry] = []
+            give_away(
+                seen,
+                located(seen, plan.layouts),
+                plan.explicit,
+                lambda placed, kept=entries: kept.extend(  # type: ignore[misc]
+                    dataclasses.replace(entry, factors=compact(entry.factors)) for entry in placed
+                ),
+            )
+            entries += explicit_entries(chunk, plan, seen.dtype)
+        check_gradients(entries, chunk.numbers)
+        parts.append(GradientMatrix(tuple(entries), slices_of(problem.tracked), losses, outputs, coverage))
+    together = GradientMatrix.stack(parts, consume=True)
+    return GramMatrix(together.gram(), together.parameters, together.losses, together.outputs, coverage)
 
 
 def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:

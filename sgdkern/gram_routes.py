@@ -300,6 +300,21 @@ def _column(factors: Dense) -> Place:
     return inputs, grads, [1, 1], [1, 1], [1, 1]
 
 
+def compact(factors: Factors) -> Factors:
+    """The same gradients in fewer numbers: explicit, where a convolution has fewer weights than inputs and outputs.
+
+    Args:
+        factors: the factors of some samples.
+
+    Returns:
+        Explicit gradients, or the factors as they are.
+    """
+    if not isinstance(factors, Patches) or (plane := _plane(factors)) is None:
+        return factors
+    fewer = sum(factors.sizes) * factors.inputs.element_size() < factors.bytes_per_sample
+    return Explicit(ops.patch_gradients(*plane)) if fewer else factors
+
+
 def _plane(factors: Factors) -> Place | None:
     """The arguments of the operations on a convolution over at most a plane, without groups; None for others."""
     if not isinstance(factors, Patches) or factors.groups != 1 or factors.inputs.shape[1] != 1:

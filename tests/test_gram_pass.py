@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sgdkern.capture import per_sample_gradients
+from sgdkern.capture import per_sample_gradients, posed
+from sgdkern.footprint import pass_size
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.gram_pass import GramMatrix, gram_matrix
 from sgdkern.order_parameters import order_parameters
@@ -66,6 +67,33 @@ def test_what_k_does_not_tell(K: GramMatrix) -> None:
         noise_spectrum(K, method="lanczos")
     with pytest.raises(TypeError, match="holds K = G Gᵀ alone"):
         noise_spectrum(K, eigenvectors=True)
+
+
+def test_large_outputs_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same K, losses and outputs; a model made for one batch size, or with random masks, runs whole."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 40, 3), nn.MaxPool2d(6), nn.Flatten(), nn.Linear(160, 4)
+    ).double()
+    batch = nn.CrossEntropyLoss(), torch.randn(50, 3, 14, 14, dtype=torch.float64), torch.randint(0, 4, (50,))
+    expected = per_sample_gradients(model, *batch)
+    assert pass_size(posed(model, *batch, None, None, None, None)) is None  # the largest output is 2.2 MiB
+    monkeypatch.setattr("sgdkern.footprint.LARGE_OUTPUT", 2**20)
+    monkeypatch.setattr("sgdkern.footprint.CHUNK_OUTPUT", 2**20)
+    assert pass_size(posed(model, *batch, None, None, None, None)) == 17
+    found = gram_matrix(model, *batch)
+    torch.testing.assert_close(found.gram(), expected.gram())
+    torch.testing.assert_close(found.losses, expected.losses)
+    torch.testing.assert_close(found.outputs, expected.outputs)
+    assert found.coverage == expected.coverage
+    assert pass_size(posed(model, *batch, None, None, None, 7)) is None
+    fixed = nn.Sequential(model, nn.Unflatten(0, (50, 1)), nn.Flatten())
+    assert pass_size(posed(fixed, *batch, None, None, None, None)) is None
+    torch.testing.assert_close(gram_matrix(fixed, *batch).gram(), expected.gram())
+    wrong = batch[1].clone()
+    wrong[31] = float("nan")
+    with pytest.raises(RuntimeError, match=r"first: \[31\]"):
+        gram_matrix(model, batch[0], wrong, batch[2])
 
 
 def test_unused_parameters_and_constant_losses() -> None:
