@@ -158,6 +158,8 @@ def held(runs: list[Scored]) -> dict[str, list[int]]:
     for run in runs:
         label = run.labels["auto"]
         for name, event in run.events.items():
+            if event.step >= run.history.steps[-1]:
+                continue  # a phase that begins with the last record covers no time, and no label tells it
             date = getattr(label, dates[name])
             same_kind = (label.verdict == "two phases") == (name == "exploration")
             kept = same_kind and date is not None and 1 / event.within <= event.step / max(date, 1) <= event.within

@@ -84,22 +84,20 @@ def given_dates(history: History, order: LearningOrder | None) -> Dates:
     cosine = running_median(history.column("R_cw", "given"), 5)
     balanced = np.flatnonzero((ratio < _BALANCE) & (steps >= first_scored_step(history)))
     t12 = float(steps[balanced[0]]) if len(balanced) else np.inf
-    aligned = np.flatnonzero((cosine > _OPPOSED) & (steps > t12))
+    aligned = np.flatnonzero((cosine > _OPPOSED) & (steps > t12) & (steps >= first_memorising_step(history)))
     return Dates(t12, float(steps[aligned[0]]) if len(aligned) else np.inf, trained_step(history, order))
 
 
-def has_lasted(history: History, dates: Dates) -> bool:
+def has_lasted(dates: Dates) -> bool:
     """Say whether what ends at T23 is a phase II rather than a pause in learning, in a run that goes on.
 
     Args:
-        history: The run.
         dates: T12 and T23.
 
     Returns:
-        Whether it has ended, after the first epoch, for a label that was never seen is not memorised, and lasted for a
-        factor of 2 in steps.
+        Whether it has ended, and lasted for a factor of 2 in steps.
     """
-    return bool(np.isfinite(dates.t23) and dates.t23 >= max(LASTING * max(dates.t12, 1.0), epoch_steps(history)))
+    return bool(np.isfinite(dates.t23) and dates.t23 >= LASTING * max(dates.t12, 1.0))
 
 
 def trained_step(history: History, order: LearningOrder | None) -> float:
@@ -143,6 +141,18 @@ def first_scored_step(history: History) -> float:
     return max(1.0, _EPOCH_SHARE * epoch_steps(history))
 
 
+def first_memorising_step(history: History) -> float:
+    """Return the end of the first epoch, in steps; no phase III begins before, for a label never seen is not memorised.
+
+    Args:
+        history: A run.
+
+    Returns:
+        At least 1; 1 where the length of an epoch is unknown.
+    """
+    return max(1.0, epoch_steps(history))
+
+
 def epoch_steps(history: History) -> float:
     """Return the steps of an epoch; 0 where they are unknown.
 
@@ -158,7 +168,9 @@ def epoch_steps(history: History) -> float:
     return float(history.header.get("num_samples", 0)) / float(history.header.get("batch_size", 1))
 
 
-def date_by_division(order: LearningOrder, division: Division, centre: float, *, begin: float = 1.0) -> Dates:
+def date_by_division(
+    order: LearningOrder, division: Division, centre: float, *, begin: float = 1.0, seen: float = 1.0
+) -> Dates:
     """Date phase II by the samples that the network contradicts within it, and by the others.
 
     T12 is the first of the records before t_c from which the others' error stays below e + .10 (e_0 − e), with e its
@@ -169,6 +181,7 @@ def date_by_division(order: LearningOrder, division: Division, centre: float, *,
         division: The groups.
         centre: t_c, in steps.
         begin: Step before which no phase begins.
+        seen: Step before which no phase III begins, of `first_memorising_step`.
 
     Returns:
         T12 and T23, in steps; T23 is infinite where the memorised share never rises. T34 is not dated.
@@ -181,14 +194,12 @@ def date_by_division(order: LearningOrder, division: Division, centre: float, *,
     base = float(memorised[max(middle - 2, 0) : middle + 3].min())
     free = memorised <= max(base + MEMORISED * (1.0 - base), float(memorised[middle]))
     before = np.flatnonzero(~learned[:middle])
-    after = np.flatnonzero(~free[middle:])
     t12 = float(steps[before[-1] + 1]) if len(before) else 0.0
-    t23 = float(steps[middle + after[0] - 1]) if len(after) else np.inf
-    return Dates(max(t12, begin), max(t23, begin), np.inf)
+    return Dates(max(t12, begin), _end(steps, free, middle, seen), np.inf)
 
 
 def date_by_answers(
-    order: LearningOrder, division: Division, centre: float, witness: Dates, *, begin: float = 1.0
+    order: LearningOrder, division: Division, centre: float, witness: Dates, *, begin: float = 1.0, seen: float = 1.0
 ) -> Dates:
     """Date phase II by what the network answers the contradicted samples.
 
@@ -203,6 +214,7 @@ def date_by_answers(
         centre: t_c, in steps.
         witness: The levels of σ_λ².
         begin: Step before which no phase begins.
+        seen: Step before which no phase III begins, of `first_memorising_step`.
 
     Returns:
         T12 and T23, in steps; T23 is infinite where the answers stay. T34 is not dated.
@@ -213,14 +225,21 @@ def date_by_answers(
     first = float(followed[0])
     reached = followed >= min(first + (1.0 - LEARNED) * (plateau - first), float(followed[middle]))
     kept = followed >= min((1.0 - _LEFT) * plateau, float(followed[middle]))
-    before, after = np.flatnonzero(~reached[:middle]), np.flatnonzero(~kept[middle:])
+    before = np.flatnonzero(~reached[:middle])
     answered = max(float(steps[before[-1] + 1]) if len(before) else 0.0, begin)
     t12 = float(np.sqrt(answered * date_by_division(order, division, centre, begin=begin).t12))
-    if not len(after):
+    left = _end(steps, kept, middle, seen)
+    if np.isinf(left):
         return Dates(t12, np.inf, np.inf)
-    left = max(float(steps[middle + after[0] - 1]), begin)
-    fallen = min(max(witness.t23, begin), last)
+    fallen = min(max(witness.t23, seen), last)
     return Dates(t12, max(float(left ** (1.0 - _BY_LEVELS) * fallen**_BY_LEVELS), t12), np.inf)
+
+
+def _end(steps: NDArray[np.int64], holds: NDArray[np.bool_], middle: int, seen: float) -> float:
+    """Step of the last record up to which something holds from t_c on, not before all labels were seen."""
+    late = max(middle, int(np.searchsorted(steps, seen)))
+    after = np.flatnonzero(~holds[late:])
+    return max(float(steps[max(late + after[0] - 1, 0)]), seen) if len(after) else np.inf
 
 
 def _nearest(steps: NDArray[np.int64], step: float) -> int:

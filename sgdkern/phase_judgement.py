@@ -13,6 +13,7 @@ from sgdkern.phase_dates import (
     date_by_answers,
     date_by_division,
     epoch_steps,
+    first_memorising_step,
     first_scored_step,
     has_lasted,
     trained_step,
@@ -75,13 +76,13 @@ def judge(history: History, order: LearningOrder, witness: Dates) -> Judgement:
     Returns:
         The judgement.
     """
-    begin, last = first_scored_step(history), float(order.steps[-1])
+    begin, seen, last = first_scored_step(history), first_memorising_step(history), float(order.steps[-1])
     majority = _majority(history, order)
     expected = witness.centre(last)
     centre = _clearest(order, expected, begin, min(trained_step(history, order), last))
     division = order.divide(centre)
-    dates = date_by_answers(order, division, centre, witness, begin=begin)
-    shown, shown_dates = _settled(order, witness, begin)
+    dates = date_by_answers(order, division, centre, witness, begin=begin, seen=seen)
+    shown, shown_dates = _settled(order, witness, begin, seen)
     weak = _weak(history, order, shown, majority)
     if weak and division.steadiness >= _STEADY and _excess(division, majority) >= EXCESS:
         shown, shown_dates, weak = division, dates, False
@@ -90,7 +91,7 @@ def judge(history: History, order: LearningOrder, witness: Dates) -> Judgement:
         division=division,
         t12=dates.t12,
         t23=dates.t23,
-        lasted=bool(np.isfinite(dates.t23)) and has_lasted(history, shown_dates),
+        lasted=bool(np.isfinite(dates.t23)) and has_lasted(shown_dates),
         share=float(division.contradicted.mean()),
         wrong=_wrong_rather_than_hard(history, order, shown),
         weak=weak,
@@ -109,12 +110,12 @@ def _clearest(order: LearningOrder, expected: float, begin: float, end: float) -
     return float(places[(np.log(smooth) - doubt).argmax()])
 
 
-def _settled(order: LearningOrder, dates: Dates, begin: float) -> tuple[Division, Dates]:
+def _settled(order: LearningOrder, dates: Dates, begin: float, seen: float) -> tuple[Division, Dates]:
     """Divide where the levels of σ_λ² place t_c, placed anew by the dates that it leads to, and date phase II by it."""
     for _ in range(1 + _REPLACED):
         centre = dates.centre(float(order.steps[-1]))
         division = order.divide(centre)
-        dates = date_by_division(order, division, centre, begin=begin)
+        dates = date_by_division(order, division, centre, begin=begin, seen=seen)
     return division, dates
 
 

@@ -27,6 +27,7 @@ from sgdkern.phase_dates import (
     LEARNED,
     NEARLY_TRAINED,
     Dates,
+    first_memorising_step,
     given_dates,
     level_dates,
     trained_step,
@@ -162,11 +163,12 @@ def _by_blind_groups(history: History, order: LearningOrder, witness: Dates) -> 
 def _by_order_parameters(history: History, witness: Dates) -> Phases:
     """Label a run of which no margins were kept: by the levels of σ_λ² and by whether A rises after phase II."""
     activity, steps = running_median(history.column("A"), 5), history.steps
-    second = activity[(steps >= witness.t12) & (steps <= witness.t23)]
-    third = activity[steps >= min(witness.t23, float(steps[-1]))]
+    t23 = max(witness.t23, first_memorising_step(history))
+    second = activity[(steps >= witness.t12) & (steps <= t23)]
+    third = activity[steps >= min(t23, float(steps[-1]))]
     trained = trained_step(history, None)
     if len(second) and third.max() >= _RISE * float(np.median(second)):
-        dates = Dates(witness.t12, witness.t23, trained if trained > witness.t23 else np.inf)
+        dates = Dates(witness.t12, t23, trained if trained > t23 else np.inf)
         return _assemble(history, dates, FOUR, "σ_λ² rises, falls and rises, and A rises as σ_λ² falls.", witness)
     if history.has("train_error"):
         return _two_phases(history, history.column("train_error"), steps, witness)
