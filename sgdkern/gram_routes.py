@@ -288,8 +288,9 @@ def _places(factors: Factors) -> list[Place]:
     if _sizes(factors)[0] < FEWEST_POSITIONS:
         return []
     parts = factors.slices(SLICE_BYTES)
-    places = (_column(part) if isinstance(part, Dense) else _plane(part) for part in parts)
-    return [place for place in places if place is not None]
+    places = [_column(part) if isinstance(part, Dense) else _plane(part) for part in parts]
+    known = [place for place in places if place is not None]
+    return known if len(known) == len(places) else []  # of several groups, the last part alone may hold a single one
 
 
 def _column(factors: Dense) -> Place:

@@ -82,6 +82,15 @@ def test_norms_and_products(pair, num_columns, monkeypatch):  # noqa: F811
         close(norms_and_products([factors], weights), truth)
 
 
+def test_parts_of_unlike_numbers_of_groups(monkeypatch):
+    factors = Patches(normal(40, 1, 6, 4, 4), normal(40, 1, 12, 3, 3), (2, 2), (1, 1), (1, 1), groups=3)
+    monkeypatch.setattr(gram_routes, "SLICE_BYTES", 4 * 40 * 8 * 4 * 2)  # two groups, then one
+    assert [part.groups for part in factors.slices(gram_routes.SLICE_BYTES)] == [2, 1]
+    rows, weights = factors.rows(0, 40), normal(40, 1)
+    truth = torch.cat([rows.square().sum(1, keepdim=True), rows @ (rows.T @ weights)], 1)
+    close(norms_and_products([factors], weights), truth)
+
+
 def test_each_layer_is_multiplied_by_what_costs_least(monkeypatch):
     used = []
     for name in ("gram_matvec", "linear_gram_matvec", "patch_gram_matvec"):
