@@ -145,10 +145,12 @@ class GradientMatrix(Shaped):
         """K w = G Gᵀ w without K, [N] or [N, k] as ``weights``."""
         weights = torch.as_tensor(weights)
         if "gram" in self._cache:
-            return self._cache["gram"] @ weights.to(self.device, self.dtype)
+            gram = self._cache["gram"]  # float32 for 16-bit rows
+            return (gram @ weights.to(gram)).to(self.dtype)
         columns = self._columns(weights, self.num_samples, "gram_matvec", "N")
-        return self._norms_and_products(columns)[:, 1:].reshape(weights.shape)
+        return self._norms_and_products(columns)[:, 1:].reshape(weights.shape).contiguous()
 
+    @torch.no_grad()  # the operations have no derivatives, and norms that are kept carry no graph
     def _norms_and_products(self, columns: Tensor) -> Tensor:
         """The diagonal of K and K w, [N, 1 + k], a layer or a part of it at a time, never [P, k]; norms are kept."""
         groups = self._components()
@@ -171,7 +173,7 @@ class GradientMatrix(Shaped):
     def squared_norms(self) -> Tensor:
         """‖g_n‖², the diagonal of K, [N]."""
         if "squared_norms" not in self._cache and "gram" in self._cache:
-            self._cache["squared_norms"] = self._cache["gram"].diagonal().clone()
+            self._cache["squared_norms"] = self._cache["gram"].diagonal().to(self.dtype, copy=True)
         if "squared_norms" not in self._cache:
             norms = self._like.new_zeros(self.num_samples)
             for group in self._components():

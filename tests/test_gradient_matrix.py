@@ -256,3 +256,23 @@ def test_arrays_are_vectors_too():
     assert torch.equal(G.matvec(np.ones(3)), torch.ones(3))
     assert torch.equal(G.rmatvec([1.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 2.0]))
     assert repr(G) == "GradientMatrix(3 samples x 3 parameters, torch.float32, cpu)"
+
+
+def test_products_with_k_are_detached_and_contiguous():
+    G = per_sample_gradients(nn.Linear(3, 2), nn.MSELoss(), torch.randn(5, 3), torch.randn(5, 2))
+    products = G.gram_matvec(torch.ones(5, 2, requires_grad=True))
+    assert not products.requires_grad
+    assert not G.squared_norms().requires_grad
+    assert products.is_contiguous()
+
+
+def test_16_bit_rows_give_the_same_with_k_at_hand():
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).bfloat16()
+    before, after = GradientMatrix.from_dense(rows), GradientMatrix.from_dense(rows)
+    after.gram()
+    for found, expected in (
+        (after.gram_matvec(torch.ones(6)), before.gram_matvec(torch.ones(6))),
+        (after.squared_norms(), before.squared_norms()),
+    ):
+        assert found.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(found, expected)
