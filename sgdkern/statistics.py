@@ -8,7 +8,7 @@ Two routes lead to the same numbers. *gram* sums the N × N matrix K = G Gᵀ wh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -154,8 +154,8 @@ def statistics(
 
     Raises:
         TypeError: If the source is neither.
-        ValueError: If there are no samples, a gradient is not finite, the groups are not a partition, or K is asked of
-            a source that cannot give it.
+        ValueError: If there are no samples, a gradient is not finite, the groups are not a partition, the route is
+            unknown, or K is asked of a source that cannot give it.
 
     Example:
         >>> import torch, sgdkern as sk
@@ -183,6 +183,8 @@ def statistics(
 
 def chosen_route(source: GradientSource, route: Route) -> Literal["gram", "passes"]:
     """What "auto" means for these gradients."""
+    if route not in get_args(Route):
+        raise ValueError(f"statistics: route must be one of {', '.join(get_args(Route))}, got {route!r}. Take 'auto'.")
     if route != "auto":
         return route
     small = source.num_samples <= LARGEST_GRAM
@@ -280,15 +282,16 @@ def _by_gram(source: Any, groups: Groups | None) -> Statistics:
 
 
 def _by_passes(source: GradientSource, groups: Groups | None, weights: Tensor | None) -> Statistics:
-    columns = torch.full((source.num_samples, 1), 1 / source.num_samples, dtype=torch.float64)
-    columns = columns if weights is None else torch.cat([columns, weights], 1)
     if isinstance(source, GramSource):  # a layer at a time, with the squared norms where they cost nothing more
+        columns = torch.full((source.num_samples, 1), 1 / source.num_samples, dtype=torch.float64)
+        columns = columns if weights is None else torch.cat([columns, weights], 1)
         products = source.gram_matvec(columns.to(source.device, source.dtype)).cpu().double()
         directed_activity = max(float(products[:, 0].mean()), 0.0)
     else:
-        sums = source.rmatvec(columns.to(source.device, source.dtype))
-        products = source.matvec(sums).cpu().double()
-        directed_activity = sum(float(part.double().square().sum()) for part in sums[:, 0].split(_BLOCK_PARAMS))
+        mean = source.mean()  # a stream knows it from its first pass
+        others = [] if weights is None else [source.rmatvec(weights.to(source.device, source.dtype))]
+        products = source.matvec(torch.cat([mean[:, None], *others], 1)).cpu().double()
+        directed_activity = sum(float(part.double().square().sum()) for part in mean.split(_BLOCK_PARAMS))
     squared_norms = source.squared_norms().cpu().double()
     _refuse_non_finite(squared_norms)
     result = Statistics(

@@ -144,6 +144,22 @@ def test_chunked_sources_serve_everything_but_what_needs_the_gram_matrix(G):
         statistics(chunked, route="gram")
 
 
+def test_an_unknown_route_is_refused(G):
+    source = GradientMatrix.from_dense(G)
+    for measure in (statistics, lambda source, **route: order_parameters(source, batch_size=2, **route)):
+        with pytest.raises(ValueError, match="route must be one of auto, gram, passes, got 'pass'"):
+            measure(source, route="pass")
+
+
+def test_products_with_weights_besides(G):
+    weights = torch.randn(9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole, chunked = GradientMatrix.from_dense(G), Chunked(G, [4, 5])
+    for source, route in ((whole, "gram"), (whole, "passes"), (chunked, "passes")):
+        measured = statistics(source, route=route, weights=weights)
+        torch.testing.assert_close(measured.products, G @ (G.T @ weights))
+        torch.testing.assert_close(measured.projections, G @ G.mean(0))
+
+
 def test_partitions():
     names, members = partition(np.array([3, -1, 3]), 3)
     assert names == ("-1", "3")

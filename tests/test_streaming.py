@@ -14,6 +14,7 @@ from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.order_parameters import order_parameters
 from sgdkern.spectrum import noise_spectrum
+from sgdkern.statistics import statistics
 from sgdkern.streaming import StreamingGradients
 
 N = 103
@@ -297,6 +298,12 @@ def test_order_parameters_of_a_stream(model: nn.Module, data: TensorDataset, G: 
         assert found[name] == pytest.approx(truth[name], rel=1e-8), name
 
 
+def test_statistics_of_a_stream_take_two_passes(model: nn.Module, data: TensorDataset) -> None:
+    stream = StreamingGradients(model, LOSS, DataLoader(data, batch_size=20))
+    statistics(stream)
+    assert stream.num_passes == 2  # the mean gradient is known from the first
+
+
 # 16,000 samples whose factors would take 71 MiB, in a process that may take 48 MiB of addresses more than it has after
 # its first chunk.
 UNDER_A_LIMIT = """
@@ -304,6 +311,7 @@ import resource, sys
 import torch
 from torch import nn
 from sgdkern.spectrum import noise_spectrum
+from sgdkern.statistics import statistics
 from sgdkern.streaming import StreamingGradients
 
 torch.set_num_threads(1)

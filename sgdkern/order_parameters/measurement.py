@@ -126,7 +126,7 @@ def order_parameters(
 
     Raises:
         ValueError: If no such minibatch exists, the groups are not a partition, the statistics are of other samples,
-            or a group's name would give two numbers the same key.
+            the route is unknown, or a group's name would give two numbers the same key.
 
     Reference:
         Feng & Tu, "Phases of learning dynamics in artificial neural networks" (2021); docs/order_parameters.md for
