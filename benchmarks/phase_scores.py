@@ -23,7 +23,8 @@ RULES = {
 DATA = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 NAMES = ("I", "II", "III", "IV", "fast", "exploration")
 TITLES = {
-    "fourth": "The fourth judgement",
+    "fifth": "The fifth judgement",
+    "fourth": "The fourth judgement, seen since",
     "third": "The third judgement, seen since",
     "second": "The second judgement, seen since",
     "development": "The development half",
