@@ -168,9 +168,7 @@ def epoch_steps(history: History) -> float:
     return float(history.header.get("num_samples", 0)) / float(history.header.get("batch_size", 1))
 
 
-def date_by_division(
-    order: LearningOrder, division: Division, centre: float, *, begin: float = 1.0, seen: float = 1.0
-) -> Dates:
+def date_by_division(order: LearningOrder, division: Division, centre: float, *, begin: float = 1.0) -> Dates:
     """Date phase II by the samples that the network contradicts within it, and by the others.
 
     T12 is the first of the records before t_c from which the others' error stays below e + .10 (e_0 − e), with e its
@@ -181,7 +179,6 @@ def date_by_division(
         division: The groups.
         centre: t_c, in steps.
         begin: Step before which no phase begins.
-        seen: Step before which no phase III begins, of `first_memorising_step`.
 
     Returns:
         T12 and T23, in steps; T23 is infinite where the memorised share never rises. T34 is not dated.
@@ -194,8 +191,10 @@ def date_by_division(
     base = float(memorised[max(middle - 2, 0) : middle + 3].min())
     free = memorised <= max(base + MEMORISED * (1.0 - base), float(memorised[middle]))
     before = np.flatnonzero(~learned[:middle])
+    after = np.flatnonzero(~free[middle:])
     t12 = float(steps[before[-1] + 1]) if len(before) else 0.0
-    return Dates(max(t12, begin), _end(steps, free, middle, seen), np.inf)
+    t23 = float(steps[middle + after[0] - 1]) if len(after) else np.inf
+    return Dates(max(t12, begin), max(t23, begin), np.inf)
 
 
 def date_by_answers(
@@ -225,21 +224,14 @@ def date_by_answers(
     first = float(followed[0])
     reached = followed >= min(first + (1.0 - LEARNED) * (plateau - first), float(followed[middle]))
     kept = followed >= min((1.0 - _LEFT) * plateau, float(followed[middle]))
-    before = np.flatnonzero(~reached[:middle])
+    before, after = np.flatnonzero(~reached[:middle]), np.flatnonzero(~kept[middle:])
     answered = max(float(steps[before[-1] + 1]) if len(before) else 0.0, begin)
     t12 = float(np.sqrt(answered * date_by_division(order, division, centre, begin=begin).t12))
-    left = _end(steps, kept, middle, seen)
-    if np.isinf(left):
+    if not len(after):
         return Dates(t12, np.inf, np.inf)
+    left = max(float(steps[middle + after[0] - 1]), seen)
     fallen = min(max(witness.t23, seen), last)
     return Dates(t12, max(float(left ** (1.0 - _BY_LEVELS) * fallen**_BY_LEVELS), t12), np.inf)
-
-
-def _end(steps: NDArray[np.int64], holds: NDArray[np.bool_], middle: int, seen: float) -> float:
-    """Step of the last record up to which something holds from t_c on, not before all labels were seen."""
-    late = max(middle, int(np.searchsorted(steps, seen)))
-    after = np.flatnonzero(~holds[late:])
-    return max(float(steps[max(late + after[0] - 1, 0)]), seen) if len(after) else np.inf
 
 
 def _nearest(steps: NDArray[np.int64], step: float) -> int:

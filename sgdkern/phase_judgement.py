@@ -49,7 +49,7 @@ class Judgement:
         t23: Step at which it ends; infinity where it lasts.
         lasted: Whether what ends there is a phase II rather than a pause in learning, in a run that goes on.
         share: Share of the labels that the network contradicts.
-        wrong: Whether the contradicted labels look wrong, rather than hard to learn.
+        wrong: Whether the contradicted labels look wrong, rather than hard to learn, or not seen yet.
         weak: Whether the network had learned too little at t_c for a phase II to speak of.
         majority: Share of the most frequent given label.
     """
@@ -82,7 +82,7 @@ def judge(history: History, order: LearningOrder, witness: Dates) -> Judgement:
     centre = _clearest(order, expected, begin, min(trained_step(history, order), last))
     division = order.divide(centre)
     dates = date_by_answers(order, division, centre, witness, begin=begin, seen=seen)
-    shown, shown_dates = _settled(order, witness, begin, seen)
+    shown, shown_dates = _settled(order, witness, begin)
     weak = _weak(history, order, shown, majority)
     if weak and division.steadiness >= _STEADY and _excess(division, majority) >= EXCESS:
         shown, shown_dates, weak = division, dates, False
@@ -93,7 +93,7 @@ def judge(history: History, order: LearningOrder, witness: Dates) -> Judgement:
         t23=dates.t23,
         lasted=bool(np.isfinite(dates.t23)) and has_lasted(shown_dates),
         share=float(division.contradicted.mean()),
-        wrong=_wrong_rather_than_hard(history, order, shown),
+        wrong=shown_dates.t23 >= seen and _wrong_rather_than_hard(history, order, shown),
         weak=weak,
         majority=majority,
     )
@@ -110,12 +110,12 @@ def _clearest(order: LearningOrder, expected: float, begin: float, end: float) -
     return float(places[(np.log(smooth) - doubt).argmax()])
 
 
-def _settled(order: LearningOrder, dates: Dates, begin: float, seen: float) -> tuple[Division, Dates]:
+def _settled(order: LearningOrder, dates: Dates, begin: float) -> tuple[Division, Dates]:
     """Divide where the levels of σ_λ² place t_c, placed anew by the dates that it leads to, and date phase II by it."""
     for _ in range(1 + _REPLACED):
         centre = dates.centre(float(order.steps[-1]))
         division = order.divide(centre)
-        dates = date_by_division(order, division, centre, begin=begin, seen=seen)
+        dates = date_by_division(order, division, centre, begin=begin)
     return division, dates
 
 
