@@ -285,8 +285,8 @@ def _places(factors: Factors) -> list[Place]:
     """The arguments of the operations that form gradients of some outputs at a time; none where nothing is gained."""
     if not isinstance(factors, Dense | Patches) or factors.num_samples < FEWEST_SAMPLES:
         return []
-    if _sizes(factors)[0] < FEWEST_POSITIONS:
-        return []
+    if _sizes(factors)[0] < FEWEST_POSITIONS or not ops.patch_gram_matvec.is_compiled(factors.output_grads.device.type):
+        return []  # the reference holds all gradients; two products and compiled norms are cheaper
     parts = factors.slices(SLICE_BYTES)
     places = [_column(part) if isinstance(part, Dense) else _plane(part) for part in parts]
     known = [place for place in places if place is not None]
