@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -226,8 +227,10 @@ def _in_chunks(problem: Problem, size: int) -> GramMatrix:
     """K from passes over some samples at a time, whose gradients are kept in as few numbers as they take."""
     parts: list[GradientMatrix] = []
     coverage: dict[str, str] = {}
-    for start in range(0, problem.num_samples, size):
-        chunk = chunk_of(problem, start, min(start + size, problem.num_samples))
+    count = -(-problem.num_samples // size)
+    bounds = [problem.num_samples * number // count for number in range(count + 1)]  # none of one sample: squeeze()
+    for start, stop in pairwise(bounds):
+        chunk = chunk_of(problem, start, stop)
         with preserve(chunk.model):
             seen = recorded(chunk)
             plan = plan_for(chunk, seen)

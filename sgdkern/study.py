@@ -80,8 +80,10 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     state = state_of(problem.model, problem.tracked, seen)
     what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, state)
     known = _plans.setdefault(problem.model, {})
-    studied = min(problem.num_samples, STUDY_SAMPLES)
-    for count in range(STUDY_SAMPLES, studied - 1, -1):  # more samples tell more: a last small batch learns from them
+    # More samples tell more, and a last small batch learns from them. A pass over the study's samples alone, as a
+    # footprint's, does not tell whether losses depend on the size of the batch: a larger one is studied again.
+    studied = min(problem.num_samples, STUDY_SAMPLES + 1)
+    for count in range(STUDY_SAMPLES + 1, studied - 1, -1):
         if (what, count) in known and holds(seen, known[what, count].layouts):
             return known[what, count]
     plan = _studied(problem, seen, signatures)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sgdkern.capture import per_sample_gradients, posed
-from sgdkern.footprint import pass_size
+from sgdkern.footprint import footprint, pass_size
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.gram_pass import GramMatrix, gram_matrix
 from sgdkern.order_parameters import order_parameters
@@ -94,6 +94,26 @@ def test_large_outputs_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong[31] = float("nan")
     with pytest.raises(RuntimeError, match=r"first: \[31\]"):
         gram_matrix(model, batch[0], wrong, batch[2])
+
+
+def test_no_chunk_is_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that squeezes its outputs has one axis less there."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 1)).double()
+    model.forward = lambda x: nn.Sequential.forward(model, x).squeeze()  # type: ignore[method-assign]
+    batch = nn.BCEWithLogitsLoss(), torch.randn(10, 1, 8, 8, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
+    expected = per_sample_gradients(model, *batch)
+    monkeypatch.setattr("sgdkern.gram_pass.pass_size", lambda _: 3)
+    torch.testing.assert_close(gram_matrix(model, *batch).gram(), expected.gram())
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_losses_that_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    """They are refused, also after the few samples that a footprint is taken from."""
+    if size is not None:
+        monkeypatch.setattr("sgdkern.gram_pass.pass_size", lambda problem: footprint(problem) and size)
+    model, batch = nn.Linear(3, 2), (torch.randn(20, 3), torch.randn(20, 2))
+    with pytest.raises(ValueError, match="divides by their number"):
+        gram_matrix(model, lambda out, wanted: (out - wanted).square().sum(1) / len(out), *batch)
 
 
 def test_unused_parameters_and_constant_losses() -> None:
