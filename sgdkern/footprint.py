@@ -71,7 +71,6 @@ def footprint(problem: Problem, *, num_samples: int = WEIGHED_SAMPLES) -> Footpr
         Bytes a sample, rounded up.
     """
     count = min(num_samples, problem.num_samples)
-    few = part_of(problem, torch.linspace(0, problem.num_samples - 1, count).round().long())
     own = {tensor.untyped_storage().data_ptr() for tensor in (*problem.model.parameters(), *problem.model.buffers())}
     saved: dict[int, int] = {}
 
@@ -82,6 +81,7 @@ def footprint(problem: Problem, *, num_samples: int = WEIGHED_SAMPLES) -> Footpr
         return tensor.detach()
 
     with preserve(problem.model, seed=problem.seed):
+        few = part_of(problem, torch.linspace(0, problem.num_samples - 1, count).round().long())
         hidden = _Hidden(weigh)
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda held: held), hidden:
             seen = recorded(few)

@@ -230,8 +230,8 @@ def _in_chunks(problem: Problem, size: int) -> GramMatrix:
     count = -(-problem.num_samples // size)
     bounds = [problem.num_samples * number // count for number in range(count + 1)]  # none of one sample: squeeze()
     for start, stop in pairwise(bounds):
-        chunk = chunk_of(problem, start, stop)
-        with preserve(chunk.model):
+        with preserve(problem.model):  # the samples are taken inside, where inference mode is off
+            chunk = chunk_of(problem, start, stop)
             seen = recorded(chunk)
             plan = plan_for(chunk, seen)
             losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)

@@ -104,6 +104,8 @@ def test_no_chunk_is_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = per_sample_gradients(model, *batch)
     monkeypatch.setattr("sgdkern.gram_pass.pass_size", lambda _: 3)
     torch.testing.assert_close(gram_matrix(model, *batch).gram(), expected.gram())
+    with torch.inference_mode():
+        torch.testing.assert_close(gram_matrix(model, *batch).gram(), expected.gram())
 
 
 @pytest.mark.parametrize("size", [None, 7])
