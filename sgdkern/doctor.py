@@ -44,7 +44,8 @@ class Diagnosis:
         rows |= {f"{target}.so": state for target, state in self.libraries.items()}
         for name, devices in self.operations.items():
             rows[name] = ", ".join(f"{device} {kind}" for device, kind in devices.items())
-        lines = [f"{name:17}{text}" for name, text in rows.items()]
+        width = max(map(len, rows)) + 2
+        lines = [f"{name:{width}}{text}" for name, text in rows.items()]
         return "\n".join([*lines, *self.remedies])
 
 
