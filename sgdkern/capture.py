@@ -17,7 +17,7 @@ from sgdkern.columns import Entry, Whole
 from sgdkern.explicit import explicit_gradients
 from sgdkern.factors import Explicit
 from sgdkern.footprint import samples_at_once
-from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gradient_matrix import UNUSED, GradientMatrix
 from sgdkern.losses import Loss, loss_identity, unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, part_of, slices_of
@@ -234,7 +234,7 @@ def coverage_of(problem: Problem, sites: Sequence[Site], plan: Plan) -> dict[str
         for name in site.parameters:
             layers[name].add(site.layer.name)
     routes = {
-        name: f"factors: {', '.join(sorted(used))}" if used else "no gradient: not used in the loss"
+        name: f"factors: {', '.join(sorted(used))}" if used else f"{UNUSED}: not used in the loss"
         for name, used in layers.items()
     }
     return routes | {name: f"explicit ({plan.method}): {reason}" for name, reason in plan.explicit.items()}

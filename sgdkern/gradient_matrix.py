@@ -23,6 +23,8 @@ from sgdkern.gram_routes import (
 )
 from sgdkern.source import Shaped
 
+# How the route of a parameter begins that no loss depends on.
+UNUSED = "no gradient"
 # `dense` refuses to build more than this: G is meant never to exist.
 DENSE_LIMIT_BYTES = 2 * 2**30
 
@@ -352,6 +354,11 @@ class GradientMatrix(Shaped):
             entries=entries,
             losses=torch.cat([part.losses for part in parts]),
             outputs=torch.cat(outputs) if together else None,
+            coverage={  # a layer that some parts do not use has the route of those that do
+                name: min((part.coverage[name] for part in parts), key=lambda route: route.startswith(UNUSED))
+                for name in first.coverage
+                if all(name in part.coverage for part in parts)
+            },
             _cache={},
         )
 

@@ -226,7 +226,6 @@ def _formed(problem: Problem, seen: Pass, plan: Plan) -> GramMatrix:
 def _in_chunks(problem: Problem, size: int) -> GramMatrix:
     """K from passes over some samples at a time, whose gradients are kept in as few numbers as they take."""
     parts: list[GradientMatrix] = []
-    coverage: dict[str, str] = {}
     count = -(-problem.num_samples // size)
     bounds = [problem.num_samples * number // count for number in range(count + 1)]  # none of one sample: squeeze()
     for start, stop in pairwise(bounds):
@@ -235,7 +234,7 @@ def _in_chunks(problem: Problem, size: int) -> GramMatrix:
             seen = recorded(chunk)
             plan = plan_for(chunk, seen)
             losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)
-            coverage |= coverage_of(chunk, seen.recorder.sites, plan)
+            coverage = coverage_of(chunk, seen.recorder.sites, plan)
             entries: list[Entry] = []
             give_away(
                 seen,
@@ -249,7 +248,7 @@ def _in_chunks(problem: Problem, size: int) -> GramMatrix:
         check_gradients(entries, chunk.numbers)
         parts.append(GradientMatrix(tuple(entries), slices_of(problem.tracked), losses, outputs, coverage))
     together = GradientMatrix.stack(parts, consume=True)
-    return GramMatrix(together.gram(), together.parameters, together.losses, together.outputs, coverage)
+    return GramMatrix(together.gram(), together.parameters, together.losses, together.outputs, together.coverage)
 
 
 def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:

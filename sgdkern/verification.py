@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdkern.capture import Params, per_sample_gradients, tracked_parameters, unwrapped
+from sgdkern.gradient_matrix import UNUSED
 from sgdkern.losses import unreduced
 from sgdkern.preserve import preserve
 from sgdkern.problem import count_samples, dense_gradient, forward, slices_of, taken
@@ -85,7 +86,7 @@ class Report:
     def verdict(self) -> str:
         """The findings in words."""
         explicit = [check.name for check in self.checks if check.route.startswith("explicit")]
-        unused = [check.name for check in self.checks if check.route.startswith("no gradient")]
+        unused = [check.name for check in self.checks if check.route.startswith(UNUSED)]
         wrong = [check.name for check in self.checks if not check.agrees]
         if wrong:
             words = (

@@ -276,3 +276,22 @@ def test_16_bit_rows_give_the_same_with_k_at_hand():
     ):
         assert found.dtype == expected.dtype == torch.bfloat16
         torch.testing.assert_close(found, expected)
+
+
+class _Sometimes(nn.Module):
+    """Its second layer is used for batches of positive inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.always(x) + self.sometimes(x) if bool((x > 0).all()) else self.always(x)
+
+
+def test_a_layer_that_some_parts_do_not_use_is_covered():
+    model, inputs, targets = _Sometimes(), torch.rand(4, 3) + 0.1, torch.tensor([0, 1, 0, 1])
+    parts = [per_sample_gradients(model, nn.CrossEntropyLoss(), x, targets) for x in (inputs, -inputs)]
+    assert parts[1].coverage["sometimes.weight"].startswith("no gradient")
+    for order in (parts, parts[::-1]):
+        assert GradientMatrix.stack(order).coverage["sometimes.weight"] == "factors: linear"
