@@ -75,7 +75,8 @@ class _Same:
 def loss_identity(loss: Any) -> Hashable:
     """What tells one loss from another: a function's code and what it closes over, a partial's parts, else the object.
 
-    A lambda that is written in a loop is the same loss at every turn, as long as it closes over the same things.
+    A lambda that is written in a loop is the same loss at every turn, as long as it closes over the same things; so is
+    one of torch's own loss modules that is made anew with the same settings.
 
     Args:
         loss: a loss function or module.
@@ -89,7 +90,22 @@ def loss_identity(loss: Any) -> Hashable:
     if isinstance(loss, types.FunctionType):
         cells = tuple(_Same(cell.cell_contents) for cell in loss.__closure__ or ())
         return loss.__code__, cells, tuple(map(_Same, loss.__defaults__ or ()))
+    if isinstance(loss, nn.Module) and type(loss).__module__ == nn.modules.loss.__name__ and not _is_hooked(loss):
+        return type(loss), _settings(loss)
     return _Same(loss)
+
+
+def _is_hooked(loss: nn.Module) -> bool:
+    """Whether a user has changed what a module does."""
+    return bool(loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks or loss._backward_pre_hooks)
+
+
+def _settings(loss: nn.Module) -> Hashable:
+    """What a torch loss module was made with: plain values as they are, all others (weights, functions) as objects."""
+    plain = (bool, int, float, str, type(None))
+    own = {name: value for name, value in vars(loss).items() if not name.startswith("_")}
+    given = own | loss._buffers | loss._modules
+    return frozenset((name, value if isinstance(value, plain) else _Same(value)) for name, value in given.items())
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdkern.columns import Columns, Derived, Entry, Part, Whole
+from sgdkern.kept_memory import keep_freed_memory
 from sgdkern.layers import Call, Layout, Scattered, Unsupported, Use
 from sgdkern.losses import check_losses
 from sgdkern.passing_by import passing_by
@@ -21,6 +22,8 @@ from sgdkern.placement import Place, negligible, row_norms
 from sgdkern.preserve import preserve, random_states
 from sgdkern.problem import Problem, part_of
 from sgdkern.recorder import Recorder, Site
+
+_signature = functools.cache(inspect.signature)
 
 # Largest deviation of log2 of what weights do to a gradient from a whole number.
 WEIGHT_ERROR = 0.05
@@ -63,6 +66,7 @@ class Pass:
 
 def recorded(problem: Problem) -> Pass:
     """One forward pass under a recorder."""
+    keep_freed_memory()
     recorder = Recorder(problem.model, problem.tracked, problem.num_samples)
     before = random_states()
     with recorder:
@@ -251,7 +255,7 @@ def uses(seen: Pass, site: Site, layout: Layout | Scattered, grad: Tensor) -> li
     kwargs = {key: _widened(arg, seen) for key, arg in site.kwargs.items()}
     with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
         try:
-            inspect.signature(site.layer.rule).bind(call, *args, **kwargs)
+            _signature(site.layer.rule).bind(call, *args, **kwargs)
         except TypeError as error:
             raise Unsupported(f"called in a form that its rule does not know ({error})") from error
         return list(site.layer.rule(call, *args, **kwargs))

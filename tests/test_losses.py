@@ -11,7 +11,7 @@ from oracles import flat_gradient
 from torch import Tensor, nn
 
 from sgdkern.capture import per_sample_gradients
-from sgdkern.losses import unreduced
+from sgdkern.losses import loss_identity, unreduced
 
 N = 5
 
@@ -215,3 +215,52 @@ def test_a_model_that_computes_its_own_loss() -> None:
     ])
     torch.testing.assert_close(G.dense(), expected, rtol=1e-9, atol=1e-14)
     assert G.outputs is None
+
+
+class TestIdentity:
+    """Losses that are the same have one plan: a loss made anew for every measurement is not studied anew."""
+
+    WEIGHT = torch.ones(3)
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            nn.CrossEntropyLoss,
+            lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
+            lambda: nn.CrossEntropyLoss(TestIdentity.WEIGHT),
+            lambda: nn.MSELoss(reduction="sum"),
+            lambda: nn.TripletMarginWithDistanceLoss(distance_function=F.pairwise_distance),
+        ],
+    )
+    def test_a_torch_loss_made_anew_is_the_same(self, make: Callable[[], nn.Module]) -> None:
+        assert loss_identity(make()) == loss_identity(make())
+        assert hash(loss_identity(make())) == hash(loss_identity(make()))
+
+    def test_other_settings_are_another_loss(self) -> None:
+        hooked = nn.CrossEntropyLoss()
+        hooked.register_forward_hook(lambda module, args, out: 2 * out)
+        losses = [
+            nn.CrossEntropyLoss(),
+            nn.CrossEntropyLoss(reduction="sum"),
+            nn.CrossEntropyLoss(label_smoothing=0.1),
+            nn.CrossEntropyLoss(self.WEIGHT),
+            nn.CrossEntropyLoss(self.WEIGHT.clone()),
+            nn.NLLLoss(),
+            hooked,
+        ]
+        assert len({loss_identity(loss) for loss in losses}) == len(losses)
+
+    def test_a_class_of_the_users_own_is_its_object(self) -> None:
+        class Own(nn.CrossEntropyLoss):
+            pass
+
+        assert loss_identity(Own()) != loss_identity(Own())
+
+    def test_it_is_studied_once(self) -> None:
+        model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+        calls = []
+        model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+        for _ in range(3):
+            per_sample_gradients(model, nn.CrossEntropyLoss(), x, y)
+        assert calls.count(8) == 3
+        assert len(calls) == 4
