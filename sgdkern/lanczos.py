@@ -4,10 +4,8 @@ With Q [M, n] the orthonormal rows built so far and T = Q A Qᵀ, the recurrence
 
     A Qᵀ = Qᵀ T + Rᵀ Eᵀ,      E = the last block's columns of the identity,
 
-so a Ritz pair (θ, Qᵀy) of T has the residual norm ‖R_b y_last‖ without a further product. A product is orthogonalised
-twice: against the rows that it meets in exact arithmetic, and what is left of it, orthonormal by then, against the
-whole basis. T is filled with the coefficients of both: rounding in the products and a vanished direction that was
-replaced by a random one then need no special case. Nothing here knows where the matrix comes from.
+so a Ritz pair (θ, Qᵀy) of T has the residual norm ‖R_b y_last‖ without a further product. How the rows are built is
+`krylov`'s affair; where the matrix comes from is not known here.
 
 The Krylov space of b random vectors holds min(m, b) copies of an eigenvalue of multiplicity m. So where b equal ones
 are among the pairs wanted there may be more, and b further random vectors are let in until some copy stays away.
@@ -27,19 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgdkern.ops import thin_product
+from sgdkern.krylov import ROUNDING, Krylov, MatVec
 from sgdkern.spectral_density import estimated_eigenvalues, vectors_needed
 
-MatVec = Callable[[Tensor], Tensor]  # [n, k] -> [n, k]
 Wanted = Callable[[Tensor], int]  # Ritz values, descending -> how many of the leading ones are wanted
 GiveUp = Callable[[int, int], bool]  # vectors multiplied so far, vectors forecast -> whether to end
 
-# A product in floating point is off by a few eps·‖A‖; what lies below is taken as zero (deflation) or as converged.
-_ROUNDING = 32.0
-# Of a block of unit vectors, squared: where more lies inside the basis, rounding may be seen in what is left.
-_MOSTLY_INSIDE = 0.5
 # Forecasts begin after this many blocks; up to the second number T's eigenvalues cost nothing.
-_FORECAST_BLOCKS, _EVERY_BLOCK = 4, 6
+_FORECAST_BLOCKS, _EVERY_BLOCK = 3, 6
 # A Ritz pair with a smaller residual, relative to its value, is counted as one eigenvalue.
 _SINGLE = 0.05
 # T's eigenvalues are looked at a little after the forecast: they cost as much as the last tenth or fifth of the
@@ -136,7 +129,7 @@ def tridiagonalise(matvec: MatVec, start: Tensor, num_matvecs: int) -> Tridiagon
             f"tridiagonalise: num_matvecs must be a multiple of the block size {block}, or n = {n}, got {num_matvecs}."
             " Round it."
         )
-    krylov = _Krylov(matvec, start, torch.Generator(start.device).manual_seed(0))
+    krylov = Krylov(matvec, start, torch.Generator(start.device).manual_seed(0), n)
     while krylov.size < num_matvecs:
         krylov.extend()
     return Tridiagonalisation(krylov.basis, krylov.projected, krylov.residual)
@@ -187,12 +180,12 @@ def leading_eigenpairs(
             " Allow more memory or a smaller block."
         )
     budget = 10 * n if max_matvecs is None else max_matvecs
-    krylov = _Krylov(matvec, start, generator or torch.Generator(start.device).manual_seed(0))
+    krylov = Krylov(matvec, start, generator or torch.Generator(start.device).manual_seed(0), capacity)
     restarts, next_check, kept_before = 0, 0, 0.0
     while True:
         krylov.extend()
         exhausted = krylov.size == n  # the basis spans everything: T's eigenvalues are A's
-        full = krylov.size + len(krylov.next) > capacity
+        full = krylov.size + krylov.next.shape[1] > capacity
         spent = krylov.num_matvecs >= budget
         if not (exhausted or full or spent or krylov.size >= next_check):
             continue
@@ -203,8 +196,9 @@ def leading_eigenpairs(
             needed = _forecast(n, values, norms, rotation[:block], wanted, tolerance, trace)
             spent = spent or (give_up is not None and give_up(krylov.num_matvecs, needed))
         next_check = _next_check(krylov.size, block, needed)
+        krylov.expect(next_check)
         count = min(wanted(values), n)
-        floor = _ROUNDING * krylov.rounding * float(values[0].clamp(min=0))
+        floor = ROUNDING * krylov.rounding * float(values[0].clamp(min=0))
         # Random vectors that came in on the way had time to show what they hold when the next pair is as good, too.
         judged = count + (krylov.num_random > block)
         limits = (tolerance * values[:judged]).clamp(min=floor)
@@ -273,7 +267,7 @@ def _forecast(
     weights = first_rows.square().sum(0) * (n / block)
     single = int(loose[0]) if len(loose) else len(values)
     count = wanted(estimated_eigenvalues(values, weights, single, n, trace=trace))
-    return vectors_needed(count, block, max(tolerance, _ROUNDING * torch.finfo(values.dtype).eps))
+    return vectors_needed(count, block, max(tolerance, ROUNDING * torch.finfo(values.dtype).eps))
 
 
 def _next_check(size: int, block: int, needed: int | None) -> int:
@@ -284,153 +278,6 @@ def _next_check(size: int, block: int, needed: int | None) -> int:
         return max(size + block, int(_BLIND_GROWTH * size))
     ahead = _LATE * needed if needed <= _FAR * size else 2 * size
     return int(max(size + block, _CHECK_GROWTH * size, ahead))
-
-
-class _Krylov:
-    """The growing basis, T, and the block that comes next."""
-
-    def __init__(self, matvec: MatVec, start: Tensor, generator: torch.Generator) -> None:
-        self._matvec = matvec
-        self._generator = generator
-        self._block = start.shape[1]
-        self._rows = start.new_empty(0, start.shape[0])
-        self._projected = start.new_zeros(0, 0)
-        self._scale = 0.0  # a lower bound of ‖A‖
-        self._factor = start.new_zeros(0, 0)
-        self._dropped = start.new_zeros(0, 0)  # residuals of the first rows that no later block took up
-        self.size = 0
-        self.num_matvecs = 0
-        self.num_random = 0  # random vectors that the basis grew from
-        self.rounding = torch.finfo(start.dtype).eps
-        self._product = start.T
-        self._met = 0  # the first row that the next product meets
-        self.next, *_ = self._orthonormal(start.T)
-        self._random_next = self._block
-
-    @property
-    def basis(self) -> Tensor:
-        """Q [M, n]."""
-        return self._rows[: self.size]
-
-    @property
-    def projected(self) -> Tensor:
-        """T [M, M]."""
-        return self._projected[: self.size, : self.size]
-
-    def extend(self) -> None:
-        """Append the next block and orthogonalise A times it against all rows."""
-        block, old = self.next, self.size
-        self.num_random += self._random_next
-        self._reserve(old + len(block))
-        self._rows[old : old + len(block)] = block
-        self.size += len(block)
-        product = self._matvec(block.T).T
-        self.num_matvecs += len(block)
-        self.rounding = max(self.rounding, torch.finfo(product.dtype).eps)
-        product = product.to(block.dtype)
-        if not bool(torch.isfinite(product).all()):
-            raise RuntimeError(
-                "lanczos: A times a finite block must be finite, got NaN or infinity. Check the matrix, or scale it."
-            )
-        self._scale = max(self._scale, float(torch.linalg.vector_norm(product, dim=1).max()))
-        met, self._met = self._met, old  # the next block meets this one and itself
-        near = self.basis[met:]
-        coefficients = product @ near.T
-        residual = torch.addmm(product, coefficients, near, alpha=-1)
-        self.next, self._factor, rest = self._orthonormal(residual)
-        rest[:, met:] += coefficients
-        self._projected[old : self.size, :old] = rest[:, :old]
-        self._projected[:old, old : self.size] = rest[:, :old].T
-        self._projected[old : self.size, old : self.size] = (rest[:, old:] + rest[:, old:].T) / 2
-        self._product = product
-
-    @property
-    def residual(self) -> Tensor:
-        """What A adds to the last block beyond the basis [b, n]."""
-        return self._product - self._projected[self.size - len(self._product) : self.size, : self.size] @ self.basis
-
-    def _reserve(self, size: int) -> None:
-        """Make room for `size` rows, doubling, so that nothing is paid for rows that never come."""
-        if size > len(self._rows):
-            room = min(2 * size, self._rows.shape[1])
-            rows, projected = self._rows.new_empty(room, self._rows.shape[1]), self._rows.new_zeros(room, room)
-            rows[: self.size], projected[: self.size, : self.size] = self.basis, self.projected
-            self._rows, self._projected = rows, projected
-
-    def ritz(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of T, descending, and its eigenvectors as columns."""
-        values, rotation = torch.linalg.eigh(self.projected)
-        return values.flip(0), rotation.flip(1)
-
-    def residual_norms(self, rotation: Tensor) -> Tensor:
-        """‖R_b y_last‖ of each column y of the rotation, and what was dropped of it by `renew`."""
-        norms: Tensor = torch.linalg.vector_norm(self._last(rotation), dim=0)
-        norms += torch.linalg.vector_norm(self._lost(rotation), dim=0)
-        return norms
-
-    def _last(self, rotation: Tensor) -> Tensor:
-        """The residuals of Ritz vectors in the next block [b, k]."""
-        return self._factor @ rotation[self.size - self._factor.shape[1] :]
-
-    def _lost(self, rotation: Tensor) -> Tensor:
-        """The residuals of Ritz vectors in blocks that were dropped [·, k]."""
-        return self._dropped @ rotation[: self._dropped.shape[1]]
-
-    def dropped_norm(self, rotation: Tensor, limits: Tensor) -> float:
-        """How large the residuals of these Ritz vectors, or of any mixture of them, are beside their limits."""
-        residuals = torch.cat([self._last(rotation), self._lost(rotation)]) / limits.clamp(
-            min=torch.finfo(limits.dtype).tiny
-        )
-        return float(torch.linalg.matrix_norm(residuals, 2))
-
-    def renew(self, rotation: Tensor, values: Tensor) -> None:
-        """Keep only these Ritz vectors, and go on with random vectors."""
-        residuals = torch.cat([self._last(rotation), self._lost(rotation)])
-        self.restart(rotation, values)
-        self._dropped = residuals
-        self.next, *_ = self._orthonormal(torch.zeros_like(self._product[:1]).expand(self._block, -1))
-
-    def restart(self, rotation: Tensor, values: Tensor) -> None:
-        """Keep only the Ritz vectors in the columns of `rotation`; the next block stays what it is."""
-        self._dropped = self._lost(rotation)
-        self._rows[: len(values)] = rotation.T @ self.basis
-        self.size = len(values)
-        self._projected.zero_()
-        self._projected.diagonal()[: self.size] = values
-        self._met = 0
-
-    def _orthonormal(self, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """An orthonormal block [b, n] beside the basis, residual's factor [b, b] and its coefficients in the basis."""
-        # A vanished direction becomes a random one. The singular value decomposition tells which ones vanished; without
-        # pivoting, QR could drop a live one with them.
-        n = residual.shape[1]
-        orthonormal, triangle = torch.linalg.qr(residual.T)
-        left, sizes, right = torch.linalg.svd(triangle)
-        vanished = sizes <= _ROUNDING * self.rounding * self._scale
-        factor = torch.where(vanished, 0.0, sizes)[:, None] * right
-        room = min(self._block, n - self.size)
-        live = min(room, int(torch.count_nonzero(~vanished)))
-        self._random_next = room - live
-        random = torch.randn(room - live, n, dtype=residual.dtype, device=residual.device, generator=self._generator)
-        block = torch.cat([(orthonormal @ left).T[:live], torch.nn.functional.normalize(random)])
-        inside = self._inside(block)
-        coefficients = factor[:live].T @ inside[:live]
-        block = self._beside(block, inside)
-        # What is left keeps a rounding error of eps / its size, which another pass takes away. All rows together are
-        # asked: a mixture of them may lie inside the basis where none of them does.
-        while float(inside.square().sum()) > _MOSTLY_INSIDE:
-            inside = self._inside(block)
-            block = self._beside(block, inside)
-        return block, factor, coefficients
-
-    def _inside(self, block: Tensor) -> Tensor:
-        """What a block [b, n] holds of the basis, [b, M]."""
-        return thin_product(self.basis, block.T).T
-
-    def _beside(self, block: Tensor, inside: Tensor) -> Tensor:
-        """A block [b, n] without what it holds of the basis [b, M], orthonormal again."""
-        orthonormal: Tensor = torch.linalg.qr(block.T - thin_product(self.basis.T, inside.T))[0].T
-        return orthonormal
 
 
 def _as_block(start: Tensor) -> Tensor:

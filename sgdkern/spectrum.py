@@ -27,9 +27,9 @@ _BLOCK = 16
 _LAPACK_SAMPLES, _LAPACK_SAMPLES_A_NUMBER = 1280, 512
 # A basis of x N on the stored K costs (0.5 x + 8 x²) times what LAPACK does on the whole; measured there too.
 _LANCZOS_COST = (0.5, 8.0)
-# A forecast from fewer blocks may be off by half: an iteration is then given up only where it costs this many times
-# more.
-_EARLY_BLOCKS, _EARLY_DOUBT = 6, 2.0
+# Forecasts from the first blocks are too high, by up to 2.7 times the eigenvalues after three and 2 after four: an
+# iteration is then given up only where it seems to cost this many times more.
+_EARLY_DOUBT = {3: 5.0, 4: 2.0, 5: 2.0}
 # D_s where nothing is known beforehand: 80 to 160 in the paper's networks.
 _TYPICAL_DIMENSION = 100
 
@@ -256,7 +256,7 @@ def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLik
 
 def _hopeless(n: int, block: int, spent: int, needed: int) -> bool:
     """Whether what is left of an iteration seems to cost more than LAPACK."""
-    return _cost(n, spent, needed) > (_EARLY_DOUBT if spent < _EARLY_BLOCKS * block else 1)
+    return _cost(n, spent, needed) > _EARLY_DOUBT.get(spent // block, 1.0)
 
 
 def _cost(n: int, spent: int, needed: int) -> float:
@@ -303,11 +303,11 @@ def _participation_ratio(values: Tensor, trace: float, second: float | None, *, 
     """(Σ λ)² / Σ λ² and its largest error."""
     # The eigenvalues not found sum to the rest of the trace and are at most the last one found: their squares sum to
     # between 0 and rest · last.
-    low = float(values.square().sum())
+    low = float(values.square().sum()) if second is None else second
     if trace == 0 or low == 0:
         return 0.0, 0.0
     if second is not None or whole:
-        return trace**2 / (second or low), 0.0
+        return trace**2 / low, 0.0
     high = low + max(trace - float(values.sum()), 0.0) * float(values[-1])
     most, least = trace**2 / low, trace**2 / high
     return (most + least) / 2, (most - least) / 2

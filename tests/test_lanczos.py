@@ -233,9 +233,10 @@ def test_the_forecast_of_what_is_needed_comes_early_and_is_near() -> None:
     )
     assert pairs.converged
     assert pairs.vectors is None
-    assert forecasts[0][0] == 4 * 8
-    assert 0.5 <= forecasts[0][1] / pairs.num_matvecs <= 2
-    assert all(0.75 <= needed / pairs.num_matvecs <= 1.33 for _, needed in forecasts[1:])
+    assert [spent for spent, _ in forecasts[:2]] == [3 * 8, 4 * 8]
+    assert 0.5 <= forecasts[0][1] / pairs.num_matvecs <= 3
+    assert 0.5 <= forecasts[1][1] / pairs.num_matvecs <= 2
+    assert all(0.75 <= needed / pairs.num_matvecs <= 1.33 for _, needed in forecasts[2:])
 
 
 def test_a_hopeless_run_is_given_up() -> None:
@@ -249,7 +250,7 @@ def test_a_hopeless_run_is_given_up() -> None:
         give_up=lambda spent, needed: needed - spent > 60,
     )
     assert not pairs.converged
-    assert pairs.num_matvecs == 8
+    assert pairs.num_matvecs == 6
     assert pairs.remedy
 
 

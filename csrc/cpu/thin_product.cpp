@@ -1,4 +1,5 @@
-// The CPU twin of sgdkern/ops/thin_product.py: checks, allocates, packs the vectors, calls thin_product.h.
+// The CPU twin of sgdkern/ops/thin_product.py: checks, allocates, packs the vectors unless they lie as a panel, calls
+// thin_product.h.
 
 #include "thin_product.h"
 
@@ -24,10 +25,13 @@ void multiply(const Tensor& matrix, const Tensor& vectors, Tensor packed, Tensor
   const int64_t num_columns = vectors.size(1), step = vectors.stride(0), side = vectors.stride(1);
   for (int64_t column = 0; column < num_columns; column += kThin) {
     const int64_t columns = std::min<int64_t>(kThin, num_columns - column);
-    for (int64_t k = 0; k < a.features; ++k) {
-      for (int64_t c = 0; c < kThin; ++c) panel[k * kThin + c] = c < columns ? x[k * step + (column + c) * side] : T{0};
+    const bool is_panel = step == kThin && side == 1 && columns == kThin;  // what Lanczos' blocks are
+    if (!is_panel) {
+      for (int64_t k = 0; k < a.features; ++k) {
+        for (int64_t c = 0; c < kThin; ++c) panel[k * kThin + c] = c < columns ? x[k * step + (column + c) * side] : T{0};
+      }
     }
-    thin_product(a, panel, columns, set, kTorchThreads, y + column, num_columns);
+    thin_product(a, is_panel ? x + column : panel, columns, set, kTorchThreads, y + column, num_columns);
   }
 }
 
