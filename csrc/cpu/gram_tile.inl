@@ -31,6 +31,27 @@ SGDKERN_INLINE void transpose(typename Shape<T>::Vector (&square)[Shape<T>::kLan
   }
 }
 
+// square [kLanes, kLanes]: some features of some rows, widened, and transposed. What lies beyond either becomes zeros.
+template <class T, class Source>
+SGDKERN_INLINE void load_square(const Source* rows, int64_t stride, int64_t samples, int64_t width,
+                                typename Shape<T>::Vector (&square)[Shape<T>::kLanes]) {
+  constexpr int n = Shape<T>::kLanes;
+  for (int i = 0; i < n; ++i) {
+    T values[n] = {};
+    if (i < samples) {
+      const Source* row = rows + i * stride;
+      if (width == n) {
+        for (int k = 0; k < n; ++k) values[k] = widen<T>(row[k]);
+        __builtin_prefetch(row + kPrefetchFeatures, 0, 2);
+      } else {
+        for (int64_t k = 0; k < width; ++k) values[k] = widen<T>(row[k]);
+      }
+    }
+    std::memcpy(&square[i], values, sizeof(values));
+  }
+  transpose<T>(square);
+}
+
 // packed [features, kPanel] = rows [kPanel, features] transposed and widened; samples past the last one become zeros.
 template <class T, class Source>
 SGDKERN_TARGET void pack(const Source* rows, int64_t stride, int64_t samples, int64_t features, T* packed) {
@@ -40,20 +61,7 @@ SGDKERN_TARGET void pack(const Source* rows, int64_t stride, int64_t samples, in
     const int64_t width = std::min<int64_t>(n, features - k0);
     for (int64_t first = 0; first < S::kPanel; first += n) {
       typename S::Vector square[n];
-      for (int i = 0; i < n; ++i) {
-        T values[n] = {};
-        if (first + i < samples) {
-          const Source* row = rows + (first + i) * stride + k0;
-          if (width == n) {
-            for (int k = 0; k < n; ++k) values[k] = widen<T>(row[k]);
-            __builtin_prefetch(row + kPrefetchFeatures, 0, 2);
-          } else {
-            for (int64_t k = 0; k < width; ++k) values[k] = widen<T>(row[k]);
-          }
-        }
-        std::memcpy(&square[i], values, sizeof(values));
-      }
-      transpose<T>(square);
+      load_square<T>(rows + first * stride + k0, stride, samples - first, width, square);
       for (int64_t k = 0; k < width; ++k) {
         std::memcpy(packed + (k0 + k) * S::kPanel + first, &square[k], sizeof(square[k]));
       }

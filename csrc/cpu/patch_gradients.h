@@ -1,12 +1,12 @@
 // result [N, O * taps]: the per-sample gradients of a layer whose weight is used at several positions,
 // g_n[o, tap] = sum over positions t of b_n[o, t] a_n[t, tap].
 //
-// Work     N * T * O * taps multiply-adds, formed as in patch_gram.h: a vector holds one number of several samples.
+// Work     N * T * O * taps multiply-adds, formed as in packed_patches.h.
 // Traffic  the factors are read and packed once, each gradient is transposed out of a first-level cache and written once.
-// Numerics as in patch_gram.h; a sample is one thread's: results do not depend on the number of threads.
+// Numerics as in packed_patches.h; a sample is one thread's: results do not depend on the number of threads.
 #pragma once
 
-#include "patch_gram.h"
+#include "packed_patches.h"
 
 namespace sgdkern {
 
@@ -33,14 +33,14 @@ bool patch_gradients(const PatchLayer<Source>& layer, int64_t num_samples, Instr
                      T* result) {
   const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
   const int64_t num_taps = layer.taps.size(), row = layer.num_outputs * num_taps;
-  const PatchChunk chunk = patch_chunk(layer.num_outputs, num_taps);
-  const Positions positions = positions_of(layer);
+  const PatchChunks chunks{patch_chunk(layer.num_outputs, num_taps), layer.num_outputs, num_taps};
+  const PackedPatches<T, Source> packed(layer, set);
   std::atomic<bool> enough_memory{true};
   parallel(num_panels, [&](int64_t begin, int64_t end) {
     Layout layout;
     const int64_t places[] = {layout.place(panel, layer.input_size, sizeof(T)),
                               layout.place(panel, layer.output_size, sizeof(T)),
-                              layout.place(panel, chunk.outputs * chunk.taps, sizeof(T))};
+                              layout.place(panel, chunks.most_features(), sizeof(T))};
     std::unique_ptr<Workspace> workspace = layout.bytes() < 0 ? nullptr : Workspace::make(layout.bytes());
     if (!workspace) {
       enough_memory = false;
@@ -51,18 +51,13 @@ bool patch_gradients(const PatchLayer<Source>& layer, int64_t num_samples, Instr
     T* const gradients = reinterpret_cast<T*>(workspace->memory() + places[2]);
     for (int64_t p = begin; p < end; ++p) {
       const int64_t first = p * panel, samples = std::min(panel, num_samples - first);
-      pack_samples<T>(layer, first, samples, set, inputs, output_grads);
-      for (int64_t output = 0; output < layer.num_outputs; output += chunk.outputs) {
-        const int64_t outputs = std::min(chunk.outputs, layer.num_outputs - output);
-        for (int64_t tap = 0; tap < num_taps; tap += chunk.taps) {
-          const int64_t taps = std::min(chunk.taps, num_taps - tap);
-          patch_kernels_for<T>(set).form_gradients(inputs, output_grads + output * layer.output_stride * panel,
-                                                   layer.taps.data() + tap, taps, outputs, layer.output_stride,
-                                                   positions, gradients);
-          for (int64_t o = 0; o < outputs; ++o) {
-            row_kernels_for<T>(set).unpack(gradients + o * taps * panel, taps, samples,
-                                           result + first * row + (output + o) * num_taps + tap, row);
-          }
+      packed.pack(first, samples, inputs, output_grads);
+      for (int64_t c = 0; c < chunks.count(); ++c) {
+        packed.form(chunks, c, inputs, output_grads, gradients);
+        const int64_t taps = chunks.taps(c);
+        for (int64_t o = 0; o < chunks.outputs(c); ++o) {
+          row_kernels_for<T>(set).unpack(gradients + o * taps * panel, taps, samples,
+                                         result + first * row + (chunks.output(c) + o) * num_taps + chunks.tap(c), row);
         }
       }
     }

@@ -1,5 +1,7 @@
 // The CPU twin of sgdkern/ops/patch_gram.py: checks, allocates, calls patch_gram.h.
 
+#include "patch_gram.h"
+
 #include "patches.h"
 
 namespace sgdkern {

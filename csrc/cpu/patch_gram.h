@@ -2,38 +2,22 @@
 // b_n[o, t] a_n[t, tap]. A convolution's taps are (channel, kernel row, kernel column), a sequence layer's its features.
 //
 // Work     N * T * O * taps multiply-adds for the gradients, N (N + 1) / 2 * O * taps for their products.
-// Traffic  the factors are read and packed once. Gradients are formed kChunk features at a time, in the packed layout that
+// Traffic  the factors are read, and packed, once. Gradients are formed kChunk features at a time, in the packed layout that
 //          the products want, used, and overwritten: neither patches nor gradients are ever stored whole.
-// Layout   as in gram.h, samples lie side by side in a panel: one number of several samples is a vector. So a sum over
-//          positions is plain vector multiply-adds, four outputs by three taps at a time, whatever stride or dilation.
 // Threads  few samples make few tiles. Then the chunks are dealt out to kParts parts, each with a K of its own, and these are
 //          added at the end; else tiles are shared, chunk by chunk. The number of parts does not depend on the threads.
 // Numerics fixed order: positions in order, features as in gram.h, then chunks, then parts.
 #pragma once
 
-#include "gram.h"
+#include "packed_patches.h"
 
 namespace sgdkern {
 
-constexpr int64_t kChunk = 2048;         // features formed at a time: 256 KiB of a float32 panel at AVX-512
-constexpr int64_t kChunkTaps = 128;      // of them, for one output:
-constexpr int64_t kShareOutputs = 16;    // their inputs serve so many outputs before they are left
-constexpr int64_t kBlockPositions = 16;  // at so many positions four outputs' gradients, 8 KiB, and
-constexpr int64_t kBlockTaps = 12;       // the inputs of so many taps, 24 KiB at most, stay in the first-level cache
-constexpr int64_t kFewSamples = 256;     // up to here K is a quarter of a mebibyte in float32, and parts have one each
+constexpr int64_t kFewSamples = 256;  // up to here K is a quarter of a mebibyte in float32, and parts have one each
 constexpr int64_t kParts = 8;
-
-// Where the positions lie: offsets into a sample's inputs and output gradients.
-struct Positions {
-  const int64_t* input;
-  const int64_t* output;
-  int64_t count;
-};
 
 template <class T>
 struct PatchKernels {
-  void (*form_gradients)(const T* inputs, const T* output_grads, const int64_t* taps, int64_t num_taps, int64_t outputs,
-                         int64_t output_stride, const Positions& positions, T* gradients);
   void (*add_products)(const T* gradients, int64_t features, int64_t num_samples, int64_t tile, int64_t row0,
                        int64_t column0, Sums<T>& sums, T* gram);
 };
@@ -50,141 +34,129 @@ const PatchKernels<T>& patch_kernels_for(InstructionSet set) {
   return baseline::kPatchKernels<T>;
 }
 
-// A layer as the caller has it: each sample's inputs and output gradients lie densely, in any order of axes.
-template <class Source>
-struct PatchLayer {
-  const Source* inputs;
-  const Source* output_grads;
-  int64_t input_size, output_size;         // numbers a sample
-  int64_t inputs_stride, output_grads_stride;  // between samples
-  int64_t num_outputs, output_stride;      // between outputs, within a sample
-  std::vector<int64_t> taps;               // offsets into a sample's inputs
-  std::vector<int64_t> input_positions, output_positions;
+// Adds the products of packed gradients [N / kPanel, features, kPanel] to tiles on and below K's diagonal.
+template <class T>
+class PatchProducts {
+ public:
+  PatchProducts(int64_t num_samples, InstructionSet set)
+      : num_samples_(num_samples), tile_(num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples),
+        add_products_(patch_kernels_for<T>(set).add_products) {
+    for (int64_t i = 0; i < num_samples; i += tile_) {
+      for (int64_t j = 0; j <= i; j += tile_) tiles_.push_back({i, j});
+    }
+  }
+
+  int64_t num_tiles() const { return tiles_.size(); }
+
+  // Tiles begin ... end - 1; false when there is no memory for sums.
+  bool add(const T* gradients, int64_t features, int64_t begin, int64_t end, T* gram) const {
+    const std::unique_ptr<Sums<T>> sums(new (std::nothrow) Sums<T>);
+    for (int64_t at = begin; sums && at < end; ++at) {
+      add_products_(gradients, features, num_samples_, tile_, tiles_[at][0], tiles_[at][1], *sums, gram);
+    }
+    return sums != nullptr;
+  }
+
+ private:
+  const int64_t num_samples_, tile_;
+  const decltype(PatchKernels<T>::add_products) add_products_;
+  std::vector<std::array<int64_t, 2>> tiles_;  // first rows and columns
 };
 
-template <class Source>
-Positions positions_of(const PatchLayer<Source>& layer) {
-  return {layer.input_positions.data(), layer.output_positions.data(),
-          static_cast<int64_t>(layer.input_positions.size())};
-}
-
-// So many outputs and taps are formed at a time: whole register blocks, chunks of like size, and so many at least.
-struct PatchChunk {
-  int64_t outputs, taps;
-};
-
-inline PatchChunk patch_chunk(int64_t num_outputs, int64_t num_taps, int64_t at_least = 1) {
-  constexpr int64_t kOutputs = 4, kTaps = 3;  // of the register blocks
-  const auto whole = [](int64_t count, int64_t block) { return (count + block - 1) / block * block; };
-  const int64_t parts = std::max<int64_t>(1, (num_taps + kChunkTaps - 1) / kChunkTaps);
-  const int64_t taps = std::min(num_taps, whole((num_taps + parts - 1) / parts, kTaps));
-  const int64_t outputs = (kChunk / std::max<int64_t>(taps, 1) + kOutputs / 2) / kOutputs * kOutputs;
-  const int64_t share = whole((num_outputs * parts + at_least - 1) / at_least, kOutputs);
-  return {std::min({num_outputs, std::max(outputs, kOutputs), std::max(share, kShareOutputs)}), taps};
-}
-
-// Packs some samples of a layer, one panel at most.
+// A layer's packed factors, which make chunks of packed gradients [N / kPanel, features, kPanel].
 template <class T, class Source>
-void pack_samples(const PatchLayer<Source>& layer, int64_t first, int64_t samples, InstructionSet set, T* inputs,
-                  T* output_grads) {
-  const auto pack = kernels_for<T, Source>(set).pack;
-  pack(layer.inputs + first * layer.inputs_stride, layer.inputs_stride, samples, layer.input_size, inputs);
-  pack(layer.output_grads + first * layer.output_grads_stride, layer.output_grads_stride, samples, layer.output_size,
-       output_grads);
+struct PatchGradients {
+  const PatchLayer<Source>& layer;
+  const PackedPatches<T, Source>& packed;
+  const PatchChunks& chunks;
+  const T* inputs;
+  const T* output_grads;
+  int64_t num_panels, panel;
+
+  void form(int64_t c, int64_t p, T* gradients) const {
+    packed.form(chunks, c, inputs + p * panel * layer.input_size, output_grads + p * panel * layer.output_size,
+                gradients + p * panel * chunks.features(c));
+  }
+
+  int64_t most_numbers() const { return num_panels * panel * chunks.most_features(); }
+};
+
+// gram += G G^T below the diagonal, each part formed and multiplied by one thread. There is room for a chunk a part in
+// `gradients`, and for the K of all parts but the first in `others`.
+template <class T, class Source, class Parallel>
+bool add_by_parts(const PatchGradients<T, Source>& source, const PatchProducts<T>& products, int64_t parts,
+                  Parallel&& parallel, T* gradients, T* others, int64_t size, T* gram) {
+  std::atomic<bool> done{true};
+  parallel(parts, [&](int64_t begin, int64_t end) {
+    T* const own = gradients + begin * source.most_numbers();  // a thread's
+    for (int64_t part = begin; part < end; ++part) {
+      T* const sum = part ? std::fill_n(others + (part - 1) * size, size, T{0}) - size : gram;
+      for (int64_t c = part; c < source.chunks.count(); c += parts) {
+        for (int64_t p = 0; p < source.num_panels; ++p) source.form(c, p, own);
+        if (!products.add(own, source.chunks.features(c), 0, products.num_tiles(), sum)) done = false;
+      }
+    }
+  });
+  for (int64_t part = 1; part < parts; ++part) {
+    const T* other = others + (part - 1) * size;
+    for (int64_t i = 0; i < size; ++i) gram[i] += other[i];
+  }
+  return done;
+}
+
+// The same chunk by chunk, each formed and multiplied by all threads.
+template <class T, class Source, class Parallel>
+bool add_by_tiles(const PatchGradients<T, Source>& source, const PatchProducts<T>& products, Parallel&& parallel,
+                  T* gradients, T* gram) {
+  std::atomic<bool> done{true};
+  for (int64_t c = 0; c < source.chunks.count(); ++c) {
+    parallel(source.num_panels, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) source.form(c, p, gradients);
+    });
+    parallel(products.num_tiles(), [&](int64_t begin, int64_t end) {
+      if (!products.add(gradients, source.chunks.features(c), begin, end, gram)) done = false;
+    });
+  }
+  return done;
 }
 
 // result [N, N]; as `gram` in gram.h.
 template <class T, class Source, class Parallel>
 bool patch_gram(const PatchLayer<Source>& layer, int64_t num_samples, InstructionSet set, Parallel&& parallel, T* result) {
-  const PatchKernels<T>& kernels = patch_kernels_for<T>(set);
-  const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
   const int64_t num_taps = layer.taps.size(), size = num_samples * num_samples;
+  const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
   const bool few = num_samples <= kFewSamples;
-  const PatchChunk chunk = patch_chunk(layer.num_outputs, num_taps, few ? kParts : 1);
-  const Positions positions = positions_of(layer);
-  std::vector<std::array<int64_t, 2>> chunks;  // first outputs and taps
-  for (int64_t output = 0; output < layer.num_outputs; output += chunk.outputs) {
-    for (int64_t tap = 0; tap < num_taps; tap += chunk.taps) chunks.push_back({output, tap});
-  }
-  const int64_t num_chunks = chunks.size(), parts = few ? std::min(kParts, num_chunks) : 1;
-  const int64_t buffer = num_panels * panel * chunk.outputs * chunk.taps;
+  const PatchChunks chunks{patch_chunk(layer.num_outputs, num_taps, few ? kParts : 1), layer.num_outputs, num_taps};
+  const int64_t parts = few ? std::min(kParts, chunks.count()) : 1;
+  const PackedPatches<T, Source> packed(layer, set);
+  PatchGradients<T, Source> source{layer, packed, chunks, nullptr, nullptr, num_panels, panel};
   Layout layout;
   const int64_t places[] = {layout.place(num_panels * panel, layer.input_size, sizeof(T)),
                             layout.place(num_panels * panel, layer.output_size, sizeof(T)),
-                            layout.place(parts, buffer, sizeof(T)),
+                            layout.place(parts, source.most_numbers(), sizeof(T)),
                             layout.place(std::max<int64_t>(parts - 1, 0), size, sizeof(T))};
   std::unique_ptr<Workspace> workspace = layout.bytes() < 0 ? nullptr : Workspace::make(layout.bytes());
   if (!workspace) return false;
   const auto array = [&](int which) { return reinterpret_cast<T*>(workspace->memory() + places[which]); };
-  T *const inputs = array(0), *const output_grads = array(1), *const gradients = array(2), *const others = array(3);
+  T *const inputs = array(0), *const output_grads = array(1);
+  source.inputs = inputs, source.output_grads = output_grads;
 
   parallel(num_panels, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t first = p * panel, samples = std::min(panel, num_samples - first);
-      pack_samples<T>(layer, first, samples, set, inputs + first * layer.input_size,
-                      output_grads + first * layer.output_size);
+      const int64_t first = p * panel;
+      packed.pack(first, std::min(panel, num_samples - first), inputs + first * layer.input_size,
+                  output_grads + first * layer.output_size);
     }
   });
-  const auto features_of = [&](int64_t c) {
-    return std::min(chunk.outputs, layer.num_outputs - chunks[c][0]) * std::min(chunk.taps, num_taps - chunks[c][1]);
-  };
-  const auto form = [&](int64_t c, int64_t p, T* into) {
-    const auto [output, tap] = chunks[c];
-    kernels.form_gradients(inputs + p * panel * layer.input_size,
-                           output_grads + p * panel * layer.output_size + output * layer.output_stride * panel,
-                           layer.taps.data() + tap, std::min(chunk.taps, num_taps - tap),
-                           std::min(chunk.outputs, layer.num_outputs - output), layer.output_stride, positions,
-                           into + p * panel * features_of(c));
-  };
-  const int64_t tile = num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples;
-  const int64_t side = (num_samples + tile - 1) / tile;
-  std::vector<std::array<int64_t, 2>> tiles;
-  for (int64_t i = 0; i < side; ++i) {
-    for (int64_t j = 0; j <= i; ++j) tiles.push_back({i * tile, j * tile});
-  }
-  const auto multiply = [&](int64_t c, int64_t begin, int64_t end, const T* formed, Sums<T>& sums, T* gram) {
-    for (int64_t at = begin; at < end; ++at) {
-      kernels.add_products(formed, features_of(c), num_samples, tile, tiles[at][0], tiles[at][1], sums, gram);
-    }
-  };
-  std::atomic<bool> enough_memory{true};
-  const auto with_sums = [&](const auto& body) {
-    const std::unique_ptr<Sums<T>> sums(new (std::nothrow) Sums<T>);
-    sums ? body(*sums) : void(enough_memory = false);
-  };
   std::fill(result, result + size, T{0});
-  if (few) {
-    parallel(parts, [&](int64_t begin, int64_t end) {
-      T* const formed = gradients + begin * buffer;  // a thread's own
-      with_sums([&](Sums<T>& sums) {
-        for (int64_t part = begin; part < end; ++part) {
-          T* const gram = part ? std::fill_n(others + (part - 1) * size, size, T{0}) - size : result;
-          for (int64_t c = part; c < num_chunks; c += parts) {
-            for (int64_t p = 0; p < num_panels; ++p) form(c, p, formed);
-            multiply(c, 0, tiles.size(), formed, sums, gram);
-          }
-        }
-      });
-    });
-    for (int64_t part = 1; part < parts; ++part) {
-      const T* other = others + (part - 1) * size;
-      for (int64_t i = 0; i < size; ++i) result[i] += other[i];
-    }
-  } else {
-    for (int64_t c = 0; c < num_chunks; ++c) {
-      parallel(num_panels, [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p) form(c, p, gradients);
-      });
-      parallel(tiles.size(), [&](int64_t begin, int64_t end) {
-        with_sums([&](Sums<T>& sums) { multiply(c, begin, end, gradients, sums, result); });
-      });
-    }
-  }
+  const PatchProducts<T> products(num_samples, set);
+  const bool done = few ? add_by_parts(source, products, parts, parallel, array(2), array(3), size, result)
+                        : add_by_tiles(source, products, parallel, array(2), result);
   for (int64_t i = 0; i < num_samples; ++i) {
     for (int64_t j = 0; j < i; ++j) result[j * num_samples + i] = result[i * num_samples + j];
   }
   Workspace::keep(std::move(workspace));
-  return enough_memory;
+  return done;
 }
 
 }  // namespace sgdkern

@@ -11,7 +11,7 @@
 #pragma once
 
 #include "minibatch_norms.h"
-#include "patch_gram.h"
+#include "packed_patches.h"
 
 namespace sgdkern {
 
@@ -47,7 +47,7 @@ const PatchMatvecKernels<T>& patch_matvec_kernels_for(InstructionSet set) {
 inline PatchChunk held_chunk(int64_t num_outputs, int64_t num_taps, int64_t bytes_per_feature) {
   const int64_t features = kHeldBytes / std::max<int64_t>(1, bytes_per_feature);
   const int64_t taps = std::min(num_taps, std::clamp(features / kHeldOutputs / kHeldTaps * kHeldTaps, kHeldTaps, kChunkTaps));
-  const int64_t outputs = std::max(features / std::max<int64_t>(1, taps) / 4 * 4, kHeldOutputs);
+  const int64_t outputs = std::max(features / std::max<int64_t>(1, taps) / 8 * 8, kHeldOutputs);
   return {std::min(num_outputs, outputs), taps};
 }
 
@@ -58,14 +58,9 @@ bool patch_gram_matvec(const PatchLayer<Source>& layer, int64_t num_samples, con
   const PatchMatvecKernels<T>& kernels = patch_matvec_kernels_for<T>(set);
   const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
   const int64_t padded = num_panels * panel, num_taps = layer.taps.size(), num_sums = 1 + num_columns;
-  const PatchChunk chunk = held_chunk(layer.num_outputs, num_taps, padded * sizeof(T));
-  const Positions positions = positions_of(layer);
-  std::vector<std::array<int64_t, 2>> chunks;  // first outputs and taps
-  for (int64_t output = 0; output < layer.num_outputs; output += chunk.outputs) {
-    for (int64_t tap = 0; tap < num_taps; tap += chunk.taps) chunks.push_back({output, tap});
-  }
-  const int64_t num_chunks = chunks.size(), parts = std::min(kProductParts, num_chunks);
-  const int64_t most = chunk.outputs * chunk.taps;
+  const PatchChunks chunks{held_chunk(layer.num_outputs, num_taps, padded * sizeof(T)), layer.num_outputs, num_taps};
+  const PackedPatches<T, Source> packed(layer, set);
+  const int64_t parts = std::min(kProductParts, chunks.count()), most = chunks.most_features();
   Layout layout;
   const int64_t places[] = {layout.place(padded, layer.input_size, sizeof(T)),
                             layout.place(padded, layer.output_size, sizeof(T)),
@@ -86,8 +81,7 @@ bool patch_gram_matvec(const PatchLayer<Source>& layer, int64_t num_samples, con
   parallel(num_panels, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t first = p * panel, samples = std::min(panel, num_samples - first);
-      pack_samples<T>(layer, first, samples, set, inputs + first * layer.input_size,
-                      output_grads + first * layer.output_size);
+      packed.pack(first, samples, inputs + first * layer.input_size, output_grads + first * layer.output_size);
     }
   });
   parallel(parts, [&](int64_t begin, int64_t end) {
@@ -96,16 +90,11 @@ bool patch_gram_matvec(const PatchLayer<Source>& layer, int64_t num_samples, con
       T* const sums = array(3) + part * most * kernels.lanes * num_columns;
       T* const vectors = array(4) + part * (most + kernels.lanes) * num_columns;
       double* const total = totals + part * num_sums * padded;
-      for (int64_t c = part; c < num_chunks; c += parts) {
-        const auto [output, tap] = chunks[c];
-        const int64_t taps = std::min(chunk.taps, num_taps - tap), outputs = std::min(chunk.outputs, layer.num_outputs - output);
-        const int64_t features = outputs * taps, stride = features + kernels.lanes;
+      for (int64_t c = part; c < chunks.count(); c += parts) {
+        const int64_t features = chunks.features(c), stride = features + kernels.lanes;
         for (int64_t p = 0; p < num_panels; ++p) {
           T* const formed = gradients + p * panel * features;
-          patch_kernels_for<T>(set).form_gradients(
-              inputs + p * panel * layer.input_size,
-              output_grads + p * panel * layer.output_size + output * layer.output_stride * panel, layer.taps.data() + tap,
-              taps, outputs, layer.output_stride, positions, formed);
+          packed.form(chunks, c, inputs + p * panel * layer.input_size, output_grads + p * panel * layer.output_size, formed);
           kernels.add_panel(formed, features, across + p * panel, padded, num_columns, p == 0, sums, total + p * panel);
         }
         for (int64_t k = 0; k < num_columns; ++k) {

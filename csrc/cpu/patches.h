@@ -1,7 +1,7 @@
 // What patch_gram.cpp and patch_gradients.cpp share: checks of a convolution's factors, their places in memory.
 #pragma once
 
-#include "patch_gram.h"
+#include "packed_patches.h"
 #include "tensors.h"
 
 namespace sgdkern {

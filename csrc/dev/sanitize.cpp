@@ -5,6 +5,7 @@
 #include "../cpu/gram_positions.h"
 #include "../cpu/linear_gram_matvec.h"
 #include "../cpu/patch_gradients.h"
+#include "../cpu/patch_gram.h"
 #include "../cpu/patch_gram_matvec.h"
 #include "../cpu/thin_product.h"
 
@@ -204,23 +205,25 @@ bool check_positions(int64_t num_samples, InstructionSet set) {
   return true;
 }
 
-// A convolution of random geometry against a loop over samples, outputs, taps and positions.
+// A convolution of random geometry, channels first or last, against a loop over samples, outputs, taps and positions.
 template <class T>
 bool check_patches(int64_t num_samples, InstructionSet set) {
+  const bool last = uniform(0, 1);
   const int64_t channels = uniform(0, 4), kernel = uniform(1, 3), stride = uniform(1, 2), dilation = uniform(1, 2);
-  const int64_t side = uniform(0, 9), outputs = uniform(1, 9);
+  const int64_t side = uniform(0, 4) ? uniform(0, 9) : uniform(11, 16), outputs = uniform(1, 19);
   const int64_t size = std::max<int64_t>(0, side - 1) * stride + (kernel - 1) * dilation + 1;
   const Factor<T> inputs(num_samples, channels * size * size), output_grads(num_samples, outputs * side * side);
   sgdkern::PatchLayer<T> layer{inputs.memory.data(), output_grads.memory.data(), inputs.features, output_grads.features,
-                               inputs.stride, output_grads.stride, outputs, side * side, {}, {}, {}};
+                               inputs.stride, output_grads.stride, outputs, last ? 1 : side * side, {}, {}, {}};
+  const int64_t pixel = last ? channels : 1, channel = last ? 1 : size * size;
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t i = 0; i < kernel * kernel; ++i) {
-      layer.taps.push_back((c * size + i / kernel * dilation) * size + i % kernel * dilation);
+      layer.taps.push_back(c * channel + (i / kernel * size + i % kernel) * dilation * pixel);
     }
   }
   for (int64_t i = 0; i < side * side; ++i) {
-    layer.input_positions.push_back((i / side * size + i % side) * stride);
-    layer.output_positions.push_back(i);
+    layer.input_positions.push_back((i / side * size + i % side) * stride * pixel);
+    layer.output_positions.push_back(i * (last ? outputs : 1));
   }
   std::vector<T> result(num_samples * num_samples);
   if (!sgdkern::patch_gram<T, T>(layer, num_samples, set, kThreads, result.data())) return false;
@@ -235,7 +238,7 @@ bool check_patches(int64_t num_samples, InstructionSet set) {
     double sum = 0;
     for (std::size_t t = 0; t < layer.input_positions.size(); ++t) {
       sum += double(inputs.memory[n * inputs.stride + layer.input_positions[t] + tap]) *
-             double(output_grads.memory[n * output_grads.stride + o * side * side + layer.output_positions[t]]);
+             double(output_grads.memory[n * output_grads.stride + o * layer.output_stride + layer.output_positions[t]]);
     }
     return sum;
   };

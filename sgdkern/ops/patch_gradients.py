@@ -71,7 +71,7 @@ def _cost(
 
 
 def patch_sample_inputs(dtype: torch.dtype, device: torch.device) -> Iterator[Arguments]:
-    """Odd sizes, empty axes, strides and dilations, channels first and last, a sequence layer's transposed view."""
+    """Odd sizes, empty axes, strides and dilations, channels first and last, sequence layers' transposed views."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -92,6 +92,8 @@ def patch_sample_inputs(dtype: torch.dtype, device: torch.device) -> Iterator[Ar
     last = normal(40, 6, 6, 4).movedim(3, 1)
     yield last, normal(40, 5, 4, 3).permute(0, 3, 1, 2)[:, :, :, :4], (2, 3), (1, 1), (1, 1)
     yield normal(50, 9, 21).transpose(1, 2)[..., None], normal(50, 9, 13).transpose(1, 2)[..., None], *[(1, 1)] * 3
+    yield normal(34, 160, 4).transpose(1, 2)[..., None], normal(34, 160, 9).transpose(1, 2)[..., None], *[(1, 1)] * 3
+    yield normal(3, 2, 256, 1), normal(3, 17, 256, 1), *[(1, 1)] * 3
     yield normal(40, 3, 8, 8)[::2, :, 1:, ::2], normal(20, 4, 6, 3), (2, 2), (1, 1), (1, 1)
 
 
