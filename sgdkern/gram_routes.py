@@ -128,7 +128,7 @@ def add_gram(gram: Tensor, factors: Factors) -> None:
     """K += the Gram matrix of one set of factors, in place.
 
     With T positions, I inputs and O outputs a pair of samples costs T²(I + O) by products of positions and I·O from
-    explicit gradients, which cost T·I·O more a sample: shared among N partners, next to nothing.
+    explicit gradients, which cost T·I·O more a sample: 2 T·I·O / N a pair.
 
     Args:
         gram: K, [N, N].
@@ -186,7 +186,7 @@ def _by_positions(factors: Factors) -> Dense | None:
         return None
     positions, in_features, out_features = _sizes(factors)
     weights = in_features * out_features
-    if positions**2 * (in_features + out_features) >= weights * (1 + positions / max(1, factors.num_samples)):
+    if positions**2 * (in_features + out_features) >= weights * (1 + 2 * positions / max(1, factors.num_samples)):
         return None
     return factors if isinstance(factors, Dense) else factors.unfolded()
 
@@ -199,7 +199,7 @@ def _add_gram_of_gradients(gram: Tensor, factors: Factors) -> None:
     elif isinstance(factors, Dense):
         gram += ops.patch_gram(*_column(factors))
         if factors.bias:
-            _add_products(gram, factors.output_grads.sum(1))
+            add_grams(gram, [Explicit(factors.output_grads.sum(1))])
     else:
         _add_products(gram, factors.rows(0, factors.num_samples))
 
