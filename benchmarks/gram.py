@@ -4,6 +4,7 @@
     python benchmarks/gram.py operations --threads 2
     python benchmarks/gram.py growth
     python benchmarks/gram.py memory
+    python benchmarks/gram.py blocks --workload wide
     python benchmarks/gram.py docs
 
 Each part replaces its own rows, so that a machine can be kept quiet for a few minutes at a time.
@@ -11,6 +12,7 @@ Each part replaces its own rows, so that a machine can be kept quiet for a few m
 
 import argparse
 import json
+import resource
 import sys
 import time
 from dataclasses import asdict, replace
@@ -23,7 +25,7 @@ from sgdkern.atomic import write_json
 from sgdkern.benchmark import FLOOR, MEMORY_METHODS, METHODS, WORKLOADS, Effort, machine, operation_speeds
 from sgdkern.benchmark.growth import AXES, growth
 from sgdkern.benchmark.measurement import Measurement, measure_apart
-from sgdkern.benchmark.methods import forward_backward
+from sgdkern.benchmark.methods import explicit_rows, forward_backward
 from sgdkern.benchmark.operations import ARGUMENTS as TIMED
 from sgdkern.benchmark.oracle import CHECKED_SAMPLES, ERRORS, truth
 from sgdkern.benchmark.work import useful_flops
@@ -34,6 +36,7 @@ KEYS = {
     "operations": ("threads", "dtype", "operation", "shape"),
     "growth": ("axis", "value", "method"),
     "memory": ("workload", "method"),
+    "blocks": ("workload", "block"),
 }
 
 
@@ -119,16 +122,58 @@ def memory(options: argparse.Namespace) -> None:
             merge("memory", [{key: found[key] for key in keys}])
 
 
+def blocks(options: argparse.Namespace) -> None:
+    """K where explicit gradients of all samples do not fit: two blocks of them at a time, run whole, in processor time.
+
+    Whoever has two blocks in memory forms K's tiles one by one: a block's gradients are held while those of all blocks
+    before it are formed again. The floor runs after each tile, so that both see the same machine.
+    """
+    torch.set_num_threads(1)
+    for workload in options.workload or ["wide"]:
+        problem = WORKLOADS[workload].make()
+        block, num_samples = options.batch_size, problem.num_samples
+        gram = torch.zeros(num_samples, num_samples)
+        forward_backward(problem, num_samples)
+        seconds, floors = 0.0, []
+        for start in range(0, num_samples, block):
+            begin = time.process_time()
+            held = explicit_rows(problem, start, start + block)
+            seconds += time.process_time() - begin
+            for other in range(0, start + 1, block):
+                begin = time.process_time()
+                rows = held if other == start else explicit_rows(problem, other, other + block)
+                tile = sum(a.flatten(1) @ b.flatten(1).T for a, b in zip(held, rows, strict=True))
+                gram[start : start + block, other : other + block] = tile
+                del rows
+                seconds += time.process_time() - begin
+                begin = time.process_time()
+                forward_backward(problem, num_samples)
+                floors.append(time.process_time() - begin)
+                print(f"{start} {other}: {seconds:.1f} s, {floors[-1]:.3f} s", file=sys.stderr, flush=True)
+        gram = gram.tril() + gram.tril(-1).T
+        found = {"workload": workload, "block": block, "num_samples": num_samples, "num_params": problem.num_params}
+        found |= {"seconds": seconds, "floor_seconds": median(floors), "ratio_to_floor": seconds / median(floors)}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        merge("blocks", [found | {"peak_mib": peak, "error": ERRORS["K"](truth(problem), gram, False)}])
+
+
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"methods": methods, "shared": shared, "operations": operations, "growth": grow, "memory": memory}
+    parts = {
+        "methods": methods,
+        "shared": shared,
+        "operations": operations,
+        "growth": grow,
+        "memory": memory,
+        "blocks": blocks,
+    }
     parser.add_argument("part", choices=[*parts, "docs"])
     parser.add_argument("--workload", action="append", choices=WORKLOADS)
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--axis", action="append", choices=AXES)
     parser.add_argument("--processor-time", action="store_true", help="for `growth` on a machine that others use")
-    parser.add_argument("--batch-size", type=int, default=32, help="of the floor, for `shared`")
+    parser.add_argument("--batch-size", type=int, default=32, help="of the floor, for `shared`; of `blocks`")
     parser.add_argument("--dtype", action="append", choices=("float32", "float64", "bfloat16"))
     parser.add_argument("--operation", action="append", choices=TIMED)
     parser.add_argument("--threads", type=int, default=1)

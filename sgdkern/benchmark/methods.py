@@ -124,8 +124,17 @@ def _loop(problem: Problem) -> Tensor:
 VMAP_CHUNK = 32
 
 
-@method("vmap(grad)", holds="all gradients")
-def _vmap(problem: Problem) -> Tensor:
+def explicit_rows(problem: Problem, start: int, stop: int) -> list[Tensor]:
+    """Explicit gradients of some samples by vmap(grad).
+
+    Args:
+        problem: The problem.
+        start: The first sample.
+        stop: One past the last.
+
+    Returns:
+        One tensor [stop - start, ...] for each parameter.
+    """
     parameters = {name: p.detach() for name, p in problem.model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -134,8 +143,13 @@ def _vmap(problem: Problem) -> Tensor:
 
     has_convolutions = any(isinstance(m, torch.nn.Conv2d) for m in problem.model.modules())
     chunk_size = VMAP_CHUNK if has_convolutions else None
-    rows = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)(parameters, problem.inputs, problem.targets)
-    return gram_of_rows(list(rows.values()))
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
+    return list(gradients(parameters, problem.inputs[start:stop], problem.targets[start:stop]).values())
+
+
+@method("vmap(grad)", holds="all gradients")
+def _vmap(problem: Problem) -> Tensor:
+    return gram_of_rows(explicit_rows(problem, 0, problem.num_samples))
 
 
 def _captured(problem: Problem) -> GradientMatrix:
