@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgdkern.factors import Dense, Factors
+from sgdkern.factors import Dense, Factors, can_stack, stack
 
 
 class Columns(Protocol):
@@ -218,3 +218,29 @@ def restricted(entry: Entry, names: frozenset[str]) -> Entry | None:
         return None
     columns = tuple(columns for columns, keep in zip(entry.columns, kept, strict=True) if keep)
     return Entry(entry.factors if all(kept) else entry.factors.keep(kept), columns)
+
+
+def same_structure(first: Sequence[Entry], second: Sequence[Entry]) -> bool:
+    """Whether two sets of samples have like factors on like columns, so that they can be put together."""
+    if len(first) != len(second):
+        return False
+    return all(
+        can_stack([one.factors, two.factors]) and all(map(_stackable, one.columns, two.columns))
+        for one, two in zip(first, second, strict=True)
+    )
+
+
+def _stackable(first: Columns, second: Columns) -> bool:
+    """Whether two pieces are the same function of the parameters."""
+    derived = isinstance(first, Derived) and isinstance(second, Derived) and first.parameters == second.parameters
+    return derived or same_place(first, second)
+
+
+def stacked(rest: Sequence[list[Entry]]) -> tuple[Entry, ...]:
+    """Entries of several sets of samples put together one after the other; the lists are used up."""
+    entries = []
+    shared: dict[Any, Tensor] = {}
+    while rest[0]:
+        group = [entries_left.pop(0) for entries_left in rest]
+        entries.append(Entry(stack([entry.factors for entry in group], shared), group[0].columns))
+    return tuple(entries)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdkern.columns import Columns, Derived, Entry, Whole, components, merged, restricted, same_place
-from sgdkern.factors import Explicit, can_stack, chunks, stack
+from sgdkern.columns import Entry, Whole, components, merged, restricted, same_structure, stacked
+from sgdkern.factors import Explicit, chunks
+from sgdkern.full_precision import full_precision
 from sgdkern.gram_routes import (
     add_gram_by_rows,
     add_grams,
@@ -89,6 +90,7 @@ class GradientMatrix(Shaped):
     def _like(self) -> Tensor:
         return self.entries[0].factors.output_grads if self.entries else self.losses
 
+    @full_precision
     def matvec(self, vector: Tensor) -> Tensor:
         """G v.
 
@@ -107,6 +109,7 @@ class GradientMatrix(Shaped):
             out += entry.factors.matvec(entry.push(vectors.T, self.parameters))
         return out.view(-1, *torch.as_tensor(vector).shape[1:])
 
+    @full_precision
     def rmatvec(self, weights: Tensor) -> Tensor:
         """Gᵀ w, the weighted sum of per-sample gradients.
 
@@ -143,6 +146,7 @@ class GradientMatrix(Shaped):
         """Mean gradient ḡ, [P]."""
         return self.rmatvec(self._like.new_full((self.num_samples,), 1 / max(1, self.num_samples)))
 
+    @full_precision
     def gram_matvec(self, weights: Tensor) -> Tensor:
         """K w = G Gᵀ w without K, [N] or [N, k] as ``weights``."""
         weights = torch.as_tensor(weights)
@@ -152,6 +156,7 @@ class GradientMatrix(Shaped):
         columns = self._columns(weights, self.num_samples, "gram_matvec", "N")
         return self._norms_and_products(columns)[:, 1:].reshape(weights.shape).contiguous()
 
+    @full_precision
     @torch.no_grad()  # the operations have no derivatives, and norms that are kept carry no graph
     def _norms_and_products(self, columns: Tensor) -> Tensor:
         """The diagonal of K and K w, [N, 1 + k], a layer or a part of it at a time, never [P, k]; norms are kept."""
@@ -172,6 +177,7 @@ class GradientMatrix(Shaped):
         projections = self.matvec(vector)
         return self.rmatvec(projections - projections.mean(0)) / self.num_samples
 
+    @full_precision
     def squared_norms(self) -> Tensor:
         """‖g_n‖², the diagonal of K, [N]."""
         if "squared_norms" not in self._cache and "gram" in self._cache:
@@ -192,6 +198,7 @@ class GradientMatrix(Shaped):
             norms.append(self.rows(start, stop).square().sum(1))
         return torch.cat(norms)
 
+    @full_precision
     def gram(self) -> Tensor:
         """K = G Gᵀ, [N, N]; kept with the gradient matrix, so do not write into it."""
         if "gram" not in self._cache:
@@ -203,6 +210,7 @@ class GradientMatrix(Shaped):
             self._cache["gram"] = gram
         return self._cache["gram"]
 
+    @full_precision
     def add_gram_to(self, gram: Tensor) -> None:
         """K += G Gᵀ, in place: [N, N]."""
         groups = self._components()
@@ -221,6 +229,7 @@ class GradientMatrix(Shaped):
         """Whether one set of factors is all there is, so that their inner products are G's."""
         return len(self.entries) == 1 and self.entries[0].orthogonal
 
+    @full_precision
     def rows(self, start: int, stop: int) -> Tensor:
         """Explicit gradients of samples start … stop − 1, [stop − start, P]."""
         out = self._like.new_zeros(stop - start, self.num_params)
@@ -249,6 +258,7 @@ class GradientMatrix(Shaped):
             )
         return self.rows(0, self.num_samples)
 
+    @full_precision
     def minibatch_squared_norms(self, indices: Tensor) -> Tensor:
         """‖(1/B) Σ_{n∈µ} g_n‖² of minibatches, without K: a minibatch is one sample with B times as many positions.
 
@@ -333,13 +343,13 @@ class GradientMatrix(Shaped):
                     f"stack: parts must share their parameters, got {list(first.parameters)} and "
                     f"{list(part.parameters)}."
                 )
-        alike = all(_same_structure(first, part) for part in parts)
+        alike = all(same_structure(first.entries, part.entries) for part in parts)
         rest = [list(part.entries) for part in parts]
         if consume:
             parts[:] = [dataclasses.replace(part, entries=(), _cache={}) for part in parts]  # type: ignore[index]
             first = parts[0]
         if alike:
-            entries = _stacked(rest)
+            entries = stacked(rest)
         else:  # unlike factors (a batch that took another path through the model): their rows are explicit
             rows = torch.cat([
                 dataclasses.replace(part, entries=tuple(kept)).dense() for part, kept in zip(parts, rest, strict=True)
@@ -420,29 +430,3 @@ def _restricted(entries: Iterable[Entry], names: Iterable[str]) -> list[Entry]:
     """What entries have in some parameters."""
     wanted = frozenset(names)
     return [kept for entry in entries if (kept := restricted(entry, wanted)) is not None]
-
-
-def _stacked(rest: Sequence[list[Entry]]) -> tuple[Entry, ...]:
-    """Entries of several sets of samples put together one after the other; the lists are used up."""
-    entries = []
-    shared: dict[Any, Tensor] = {}
-    while rest[0]:
-        group = [entries_left.pop(0) for entries_left in rest]
-        entries.append(Entry(stack([entry.factors for entry in group], shared), group[0].columns))
-    return tuple(entries)
-
-
-def _same_structure(first: GradientMatrix, second: GradientMatrix) -> bool:
-    """Whether two matrices have like factors on like columns, so that their samples can be put together."""
-    if len(first.entries) != len(second.entries):
-        return False
-    return all(
-        can_stack([one.factors, two.factors]) and all(map(_stackable, one.columns, two.columns))
-        for one, two in zip(first.entries, second.entries, strict=True)
-    )
-
-
-def _stackable(first: Columns, second: Columns) -> bool:
-    """Whether two pieces are the same function of the parameters."""
-    derived = isinstance(first, Derived) and isinstance(second, Derived) and first.parameters == second.parameters
-    return derived or same_place(first, second)

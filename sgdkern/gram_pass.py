@@ -15,6 +15,7 @@ from sgdkern.capture import BatchLoss, Params, captured, chunk_of, coverage_of, 
 from sgdkern.columns import Entry
 from sgdkern.factors import Dense
 from sgdkern.footprint import footprint, pass_size
+from sgdkern.full_precision import full_precision
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.gram_routes import compact
 from sgdkern.losses import Loss
@@ -66,6 +67,7 @@ class GramMatrix(Shaped):
         """‖g_n‖², the diagonal of K, [N]."""
         return self.values.diagonal()
 
+    @full_precision
     def gram_matvec(self, weights: Tensor) -> Tensor:
         """K w, [N] or [N, k] as ``weights``."""
         return self.values @ torch.as_tensor(weights).to(self.device, self.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgdkern.chunk_store import factor_bytes
 from sgdkern.factors import Dense
+from sgdkern.full_precision import full_precision
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.ops import thin_product
 from sgdkern.scratch_file import ScratchFile
@@ -90,6 +91,7 @@ def _row_blocks(source: GradientMatrix | StreamingGradients, bounds: list[int], 
                 parts, block = [], block + 1
 
 
+@full_precision
 def cross_gram(rows: GradientMatrix, columns: GradientMatrix) -> Tensor:
     """K between two sets of samples, [N, M]: Σ (A Aᵀ + c) ⊙ (B Bᵀ) over the layers, c = 1 for a bias."""
     out = torch.zeros(rows.num_samples, columns.num_samples, dtype=rows.dtype, device=rows.device)

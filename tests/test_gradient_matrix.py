@@ -1,5 +1,7 @@
 """Every case by every law, against plain autograd sample by sample in float64."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from sgdkern.capture import per_sample_gradients
 from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gram_pass import gram_matrix
+from sgdkern.tiled_gram import cross_gram
 
 
 @pytest.fixture(scope="module", params=parameters(CASES))
@@ -295,3 +299,44 @@ def test_a_layer_that_some_parts_do_not_use_is_covered():
     assert parts[1].coverage["sometimes.weight"].startswith("no gradient")
     for order in (parts, parts[::-1]):
         assert GradientMatrix.stack(order).coverage["sometimes.weight"] == "factors: linear"
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 5)), (40,)),
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5)), (2, 6, 6)),
+        (nn.Sequential(nn.Linear(8, 9), nn.LayerNorm(9), nn.Flatten(), nn.Linear(63, 5)), (7, 8)),
+    ],
+    ids=["perceptron", "convolution", "sequence"],
+)
+def test_autocast_is_the_models_alone(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """What is computed from gradients is the same to the bit inside of autocast; it was 16-bit products there."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(60, *shape), torch.arange(60) % 5
+    G = per_sample_gradients(model, nn.CrossEntropyLoss(), inputs, targets)
+    vector, weights, batches = torch.randn(G.num_params), torch.randn(60, 2), torch.arange(60).reshape(30, 2)
+
+    def everything(G: GradientMatrix) -> list[torch.Tensor]:
+        return [
+            G.matvec(vector),
+            G.rmatvec(weights),
+            G.mean(),
+            G.covariance_matvec(vector),
+            G.gram_matvec(weights),
+            G.squared_norms(),
+            G.minibatch_squared_norms(batches),
+            G.dense(),
+            cross_gram(G.select(slice(0, 20)), G.select(slice(20, 60))),
+            G.gram(),
+            G.gram_matvec(weights),
+        ]
+
+    expected = everything(dataclasses.replace(G, _cache={}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = everything(dataclasses.replace(G, _cache={}))
+        K = gram_matrix(model, nn.CrossEntropyLoss(), inputs, targets)
+        rounded = per_sample_gradients(model, nn.CrossEntropyLoss(), inputs, targets)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(K.gram(), rounded.gram(), rtol=1e-5, atol=1e-6)

@@ -13,6 +13,8 @@ from typing import Any, Generic, ParamSpec, Protocol
 import torch
 from torch import Tensor
 
+from sgdkern.full_precision import full_precision
+
 P = ParamSpec("P")
 
 Arguments = tuple[Any, ...]
@@ -90,7 +92,7 @@ class Op(Generic[P]):
         self.cost = cost
         functools.update_wrapper(self, reference)
         _NAMESPACE.define(self.name + self.schema, tags=torch.Tag.pt2_compliant_tag)
-        _NAMESPACE.impl(self.name, reference, "CompositeExplicitAutograd")
+        _NAMESPACE.impl(self.name, full_precision(reference), "CompositeExplicitAutograd")
         self.overload = getattr(torch.ops.sgdkern, self.name).default
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
