@@ -24,9 +24,9 @@ from sgdkern.tiled_gram import TiledGram
 _BLOCK = 16
 # Up to this N, LAPACK on the whole matrix (N³) is faster than to find out whether an iteration to a share of the trace
 # is; up to the second one, faster than one to a number of eigenvalues. Measured, see docs/spectrum.md.
-_LAPACK_SAMPLES, _LAPACK_SAMPLES_A_NUMBER = 1280, 512
-# A basis of x N on the stored K costs (0.5 x + 8 x²) times what LAPACK does on the whole; measured there too.
-_LANCZOS_COST = (0.5, 8.0)
+_LAPACK_SAMPLES, _LAPACK_SAMPLES_A_NUMBER = 1024, 512
+# A basis of x N on the stored K costs (0.8 x + 5.8 x²) times what LAPACK does on the whole; measured there too.
+_LANCZOS_COST = (0.8, 5.8)
 # Forecasts from the first blocks are too high, by up to 2.7 times the eigenvalues after three and 2 after four: an
 # iteration is then given up only where it seems to cost this many times more.
 _EARLY_DOUBT = {3: 5.0, 4: 2.0, 5: 2.0}

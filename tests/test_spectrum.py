@@ -111,7 +111,7 @@ def test_a_spectrum_that_pays_is_iterated_to_its_end(iterate_from_30: None) -> N
     # It takes more than a fifth of N vectors, and still less than LAPACK: the forecast says so after 96 of them.
     G = rows(800, 600, decay=5)
     found = noise_spectrum(GradientMatrix.from_dense(G), method="gram")
-    assert 160 < found.num_matvecs < 0.32 * 800  # where both cost the same
+    assert 160 < found.num_matvecs < 0.35 * 800  # where both cost the same
     assert found.converged
     assert found.effective_dimension == effective_dimension(G)
 
