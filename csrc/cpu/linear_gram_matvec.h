@@ -1,27 +1,29 @@
 // result [N, 1 + k]: the diagonal of K, and K W = G (G^T W) for W [N, k]; K of one linear layer with few outputs.
 //
-// Work     2 k N I O multiply-adds, k O rounded up to whole vectors: columns of W lie beside each other in a vector.
-// Traffic  A is read twice, and nothing of it is packed: kBlockRows rows of it serve all of (D W)^T, then kSteps rows all of
-//          V = G^T W. Both products are one register block, kSteps broadcast numbers of A times vectors of the other factor.
-//          A V^T is multiplied with D and summed while in registers.
-// Numerics V in blocks of kBlockRows samples, each lane by itself; A V^T over inputs in order. Sums over outputs, and norms,
-//          in float64. A sum is one thread's: results do not depend on the number of threads.
+// Work     2 k N I O multiply-adds, I rounded up to whole vectors: features of A lie in lanes, which are seldom few.
+// Traffic  A is read twice, where it lies but for its last features. V^T = A^T (D W): a block of kBlockRows rows serves all
+//          outputs, a chunk of features at a time. Then V^T d_n, some rows and a chunk at a time, is multiplied with a_n and
+//          summed while in registers, and ||a_n||^2 with it. Both products are one register block: kSteps broadcast numbers
+//          of D times vectors. What the next block of rows reads is asked for meanwhile: else it cost a third more time.
+// Numerics V in blocks of kBlockRows samples, each lane by itself; V^T d_n over outputs in order, its product with a_n over
+//          every kLanes-th feature in order. Sums over lanes in float64. A sum is one thread's: results do not depend on the
+//          number of threads.
 #pragma once
 
-#include "gram.h"
+#include "register_block.h"
 
 namespace sgdkern {
 
-constexpr int64_t kBlockRows = 64;   // of D W, 16 KiB of four float32 vectors at AVX-512
-constexpr int64_t kRowsAtOnce = 96;  // rows that a thread takes, whole steps
+constexpr int64_t kBlockRows = 64;      // of A and of D W at a time: of A 16 KiB a chunk, four float32 vectors at AVX-512
+constexpr int64_t kAppliedRows = 48;    // whole steps: D's rows, with a chunk of V, in a first-level cache for 50 outputs
+constexpr int64_t kSharedOutputs = 96;  // of a chunk that a thread takes, whole steps: 24 KiB of D W
 
 template <class T, class Source>
 struct LinearKernels {
-  int64_t lanes, steps;
-  void (*add_sums)(const Source* inputs, int64_t stride, int64_t rows, int64_t first, int64_t last, const T* scaled,
-                   int64_t width, T* sums);
-  void (*apply)(const Layer<Source>& layer, int64_t first, int64_t last, const T* sums, int64_t width, int64_t num_columns,
-                T* result);
+  int64_t lanes, vectors;
+  void (*add_sums)(const Layer<Source>& layer, int64_t row, int64_t rows, int64_t at, const T* scaled, int64_t outputs,
+                   int64_t begin, int64_t end, T* sums);
+  void (*apply)(const Layer<Source>& layer, int64_t row, int64_t rows, const T* sums, int64_t num_columns, T* result);
 };
 
 #define SGDKERN_KERNELS "linear_gram_matvec_block.inl"
@@ -41,45 +43,41 @@ template <class T, class Source, class Parallel>
 bool linear_gram_matvec(const Layer<Source>& layer, int64_t num_samples, const T* weights, int64_t num_columns,
                         InstructionSet set, Parallel&& parallel, T* result) {
   const LinearKernels<T, Source>& kernels = linear_kernels_for<T, Source>(set);
-  const int64_t in = layer.in_features, out = layer.out_features;
-  int64_t width = 0;  // of a row [k O], and of the bias's sums behind those of the inputs
-  if (__builtin_mul_overflow(out, num_columns, &width) || width > (int64_t{1} << 60)) return false;
-  width = (width + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+  const int64_t out = layer.out_features;
+  int64_t outputs = 0, width = 0;  // k O; features, the constant one among them, in whole vectors
+  if (__builtin_mul_overflow(out, num_columns, &outputs)) return false;
+  width = (layer.in_features + layer.constant_column + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   Layout layout;
-  const int64_t places[] = {layout.place(num_samples, width, sizeof(T)), layout.place(in + 1, width, sizeof(T))};
+  const int64_t places[] = {layout.place(num_samples, outputs, sizeof(T)), layout.place(outputs, width, sizeof(T))};
   std::unique_ptr<Workspace> workspace = layout.bytes() < 0 ? nullptr : Workspace::make(layout.bytes());
   if (!workspace) return false;
-  T* const scaled = reinterpret_cast<T*>(workspace->memory() + places[0]);  // [N, width]: D times each column of W
-  T* const sums = reinterpret_cast<T*>(workspace->memory() + places[1]);    // [I + 1, width]: V, transposed
-  parallel((num_samples + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin * kRowsAtOnce; n < std::min(end * kRowsAtOnce, num_samples); ++n) {
+  T* const scaled = reinterpret_cast<T*>(workspace->memory() + places[0]);  // [N, k O]: D times each column of W
+  T* const sums = reinterpret_cast<T*>(workspace->memory() + places[1]);  // V, in chunks of `vectors`: [chunks, k O, lanes]
+  parallel((num_samples + kBlockRows - 1) / kBlockRows, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin * kBlockRows; n < std::min(end * kBlockRows, num_samples); ++n) {
       const Source* grads = layer.output_grads + n * layer.output_grads_stride;
-      T* row = scaled + n * width;
       for (int64_t c = 0; c < num_columns; ++c) {
         const T weight = weights[n * num_columns + c];
-        for (int64_t o = 0; o < out; ++o) *row++ = widen<T>(grads[o]) * weight;
+        for (int64_t o = 0; o < out; ++o) scaled[n * outputs + c * out + o] = widen<T>(grads[o]) * weight;
       }
-      std::fill(row, scaled + (n + 1) * width, T{0});
     }
   });
-  std::fill_n(sums, (in + 1) * width, T{0});
-  parallel((in + kernels.steps - 1) / kernels.steps, [&](int64_t begin, int64_t end) {
-    for (int64_t n = 0; n < num_samples; n += kBlockRows) {
-      kernels.add_sums(layer.inputs + n * layer.inputs_stride, layer.inputs_stride, std::min(kBlockRows, num_samples - n),
-                       begin * kernels.steps, std::min(end * kernels.steps, in), scaled + n * width, width, sums);
-    }
-  });
-  if (layer.constant_column) {
+  std::fill_n(sums, outputs * width, T{0});
+  const int64_t chunk = kernels.vectors * kernels.lanes, num_chunks = (width + chunk - 1) / chunk;
+  const int64_t shares = (outputs + kSharedOutputs - 1) / kSharedOutputs;
+  parallel(num_chunks * shares, [&](int64_t begin, int64_t end) {
     for (int64_t first = 0; first < num_samples; first += kBlockRows) {
-      for (int64_t i = 0; i < width; ++i) {
-        T sum = 0;
-        for (int64_t n = first; n < std::min(first + kBlockRows, num_samples); ++n) sum += scaled[n * width + i];
-        sums[in * width + i] += sum;
+      for (int64_t at = begin; at < end; ++at) {
+        const int64_t share = at % shares * kSharedOutputs;
+        kernels.add_sums(layer, first, std::min(kBlockRows, num_samples - first), at / shares * kernels.vectors,
+                         scaled + first * outputs, outputs, share, std::min(share + kSharedOutputs, outputs), sums);
       }
     }
-  }
-  parallel((num_samples + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t begin, int64_t end) {
-    kernels.apply(layer, begin * kRowsAtOnce, std::min(end * kRowsAtOnce, num_samples), sums, width, num_columns, result);
+  });
+  parallel((num_samples + kAppliedRows - 1) / kAppliedRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin * kAppliedRows; row < std::min(end * kAppliedRows, num_samples); row += kAppliedRows) {
+      kernels.apply(layer, row, std::min(kAppliedRows, num_samples - row), sums, num_columns, result);
+    }
   });
   Workspace::keep(std::move(workspace));
   return true;

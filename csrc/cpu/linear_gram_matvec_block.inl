@@ -1,116 +1,129 @@
 // The arithmetic of linear_gram_matvec.h for one instruction set; see instruction_sets.inl.
 
-constexpr int kSteps = SGDKERN_ROWS > 4 ? 6 : 4;          // broadcast numbers of A at a time, and
-constexpr int kWideVectors = SGDKERN_ROWS > 4 ? 4 : 2;    // vectors beside them: 24 sums in 32 registers, or 8 in 16
-
-// sums [Steps, Vectors] += over `count`: inputs [k * along + i * across] times other [k * width + v].
-template <class T, int Steps, int Vectors, class Source>
-SGDKERN_INLINE void add_block(const Source* inputs, int64_t along, int64_t across, int64_t count, const T* other,
-                              int64_t width, typename Shape<T>::Vector (&sums)[Steps][Vectors]) {
-  using Vector = typename Shape<T>::Vector;
-  for (int64_t k = 0; k < count; ++k, inputs += along, other += width) {
-    Vector operand[Vectors];
-    for (int v = 0; v < Vectors; ++v) operand[v] = reinterpret_cast<const Vector*>(other)[v];
-    for (int i = 0; i < Steps; ++i) {
-      const T number = widen<T>(inputs[i * across]);
-      for (int v = 0; v < Vectors; ++v) sums[i][v] += number * operand[v];
+// Vectors from feature `first` on of some rows of A, in their place or in a copy: there the constant column lies behind the
+// inputs, and zeros behind it.
+template <class T, int Vectors, class Source>
+SGDKERN_INLINE Strided<T> features_of(const Layer<Source>& layer, int64_t row, int64_t rows, int64_t first, T* copy) {
+  constexpr int width = Vectors * Shape<T>::kLanes;
+  const Source* from = layer.inputs + row * layer.inputs_stride + first;
+  const int64_t count = std::min<int64_t>(width, layer.in_features - first);
+  if constexpr (std::is_same_v<T, Source>) {
+    if (count == width) return {from, layer.inputs_stride};
+  }
+  for (int64_t r = 0; r < rows; ++r, from += layer.inputs_stride) {
+    T* to = copy + r * width;
+    if (count == width) {
+      for (int k = 0; k < width; ++k) to[k] = widen<T>(from[k]);
+      continue;
     }
+    std::fill(to, to + width, T{0});
+    for (int64_t k = 0; k < count; ++k) to[k] = widen<T>(from[k]);
+    if (layer.constant_column) to[count] = T{1};  // then there is room: vectors are counted with it
+  }
+  return {copy, width};
+}
+
+// Asks for such vectors, which the next block of rows needs: a few with each register block.
+template <class T, int Vectors, class Source>
+SGDKERN_INLINE void prefetch_features(const Layer<Source>& layer, int64_t row, int64_t rows, int64_t first) {
+  const Source* from = layer.inputs + row * layer.inputs_stride + first;
+  for (int64_t r = 0; r < rows; ++r, from += layer.inputs_stride) {
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(from + v * Shape<T>::kLanes, 0, 2);
   }
 }
 
-// Calls body<Vectors>(at) on a row of `width` numbers, as many vectors at a time as fit.
-template <class T, class Body>
-SGDKERN_INLINE void over_vectors(int64_t width, const Body& body) {
-  constexpr int n = Shape<T>::kLanes;
-  int64_t at = 0;
-  for (; at + kWideVectors * n <= width; at += kWideVectors * n) body.template operator()<kWideVectors>(at);
-  if constexpr (kWideVectors == 4) {
-    if (at + 3 * n == width) return body.template operator()<3>(at);
-    if (at + 2 * n == width) return body.template operator()<2>(at);
-  }
-  if (at < width) body.template operator()<1>(at);
-}
-
-// sums [I, width] += A^T times scaled, for inputs first ... last - 1 and some rows.
+// V [chunks, outputs, features of a chunk] += scaled [N, outputs] times A, for some rows, one chunk of features from vector
+// `at` on, and outputs begin ... end - 1.
 template <class T, class Source>
-SGDKERN_TARGET void add_sums(const Source* inputs, int64_t stride, int64_t rows, int64_t first, int64_t last,
-                             const T* scaled, int64_t width, T* sums) {
+SGDKERN_TARGET void add_sums(const Layer<Source>& layer, int64_t row, int64_t rows, int64_t at, const T* scaled,
+                             int64_t outputs, int64_t begin, int64_t end, T* sums) {
   using Vector = typename Shape<T>::Vector;
-  over_vectors<T>(width, [&]<int Vectors>(int64_t at) SGDKERN_TARGET __attribute__((always_inline)) {
-    const auto add = [&]<int Steps>(int64_t i) SGDKERN_TARGET __attribute__((always_inline)) {
-      Vector block[Steps][Vectors] = {};
-      add_block<T, Steps, Vectors>(inputs + i, stride, 1, rows, scaled + at, width, block);
-      for (int s = 0; s < Steps; ++s) {
-        Vector* to = reinterpret_cast<Vector*>(sums + (i + s) * width + at);
-        for (int v = 0; v < Vectors; ++v) to[v] += block[s][v];
-      }
-    };
-    int64_t i = first;
-    for (; i + kSteps <= last; i += kSteps) add.template operator()<kSteps>(i);
-    for (; i < last; ++i) add.template operator()<1>(i);
+  constexpr int n = Shape<T>::kLanes;
+  alignas(64) T copy[kBlockRows * kWideVectors * n];
+  const int64_t vectors = (layer.in_features + layer.constant_column + n - 1) / n;
+  with_count<kWideVectors>(vectors - at, [&]<int Vectors>() SGDKERN_TARGET __attribute__((always_inline)) {
+    const Strided<T> features = features_of<T, Vectors>(layer, row, rows, at * n, copy);
+    for (int64_t o = begin; o < end; o += kSteps) {
+      with_count<kSteps>(end - o, [&]<int Steps>() SGDKERN_TARGET __attribute__((always_inline)) {
+        const int64_t first = rows * (o - begin) / (end - begin), last = rows * (o - begin + Steps) / (end - begin);
+        prefetch_features<T, Vectors>(layer, row + kBlockRows + first, last - first, at * n);
+        Vector block[Steps][Vectors] = {};
+        add_block<T, Steps, Vectors>(Strided<T>{scaled + o, outputs}, 1, features, rows, block);
+        Vector* to = reinterpret_cast<Vector*>(sums + (at * outputs + o * Vectors) * n);
+        for (int s = 0; s < Steps; ++s) {
+          for (int v = 0; v < Vectors; ++v) *to++ += block[s][v];
+        }
+      });
+    }
   });
 }
 
-// result [N, 1 + num_columns] of rows first ... last - 1: their squared norms, and D times A V^T summed over outputs.
+// ||d||^2
 template <class T, class Source>
-SGDKERN_TARGET void apply(const Layer<Source>& layer, int64_t first, int64_t last, const T* sums, int64_t width,
-                          int64_t num_columns, T* result) {
+SGDKERN_INLINE double squared_length(const Source* d, int64_t count) {
+  constexpr int n = Shape<T>::kLanes;
+  T lanes[n] = {};
+  int64_t k = 0;
+  for (; k + n <= count; k += n) {
+    for (int lane = 0; lane < n; ++lane) lanes[lane] += widen<T>(d[k + lane]) * widen<T>(d[k + lane]);
+  }
+  double sum = 0;
+  for (; k < count; ++k) sum += double(widen<T>(d[k])) * double(widen<T>(d[k]));
+  for (int lane = 0; lane < n; ++lane) sum += double(lanes[lane]);
+  return sum;
+}
+
+// result [N, 1 + num_columns] of up to kAppliedRows rows from `row` on: their squared norms, and a_n (V^T d_n).
+template <class T, class Source>
+SGDKERN_TARGET void apply(const Layer<Source>& layer, int64_t row, int64_t rows, const T* sums, int64_t num_columns,
+                          T* result) {
   using Vector = typename Shape<T>::Vector;
   constexpr int n = Shape<T>::kLanes;
-  const int64_t in = layer.in_features, out = layer.out_features;
-  const T* const of_bias = sums + in * width;
-  alignas(64) T rows[kSteps][kWideVectors * n];
-  const auto take = [&]<int Steps>(int64_t row) SGDKERN_TARGET __attribute__((always_inline)) {
-    const Source* const inputs = layer.inputs + row * layer.inputs_stride;
-    for (int s = 0; s < Steps; ++s) {
-      const Source *a = inputs + s * layer.inputs_stride, *d = layer.output_grads + (row + s) * layer.output_grads_stride;
-      T of_inputs[n] = {};
-      int64_t k = 0;
-      for (; k + n <= in; k += n) {
-        for (int lane = 0; lane < n; ++lane) of_inputs[lane] += widen<T>(a[k + lane]) * widen<T>(a[k + lane]);
-      }
-      double total = layer.constant_column ? 1 : 0, of_grads = 0;
-      for (; k < in; ++k) total += double(widen<T>(a[k])) * double(widen<T>(a[k]));
-      for (int lane = 0; lane < n; ++lane) total += double(of_inputs[lane]);
-      for (int64_t o = 0; o < out; ++o) of_grads += double(widen<T>(d[o])) * double(widen<T>(d[o]));
-      result[(row + s) * (1 + num_columns)] = static_cast<T>(total * of_grads);
+  const int64_t out = layer.out_features, vectors = (layer.in_features + layer.constant_column + n - 1) / n;
+  const Source* const grads = layer.output_grads + row * layer.output_grads_stride;
+  alignas(64) T copy[kAppliedRows * kWideVectors * n];
+  Vector lengths[kAppliedRows] = {};  // partial sums of ||a_n||^2
+  for (int64_t column = 0; column < std::max<int64_t>(num_columns, 1); ++column) {
+    const int64_t count = column < num_columns ? out : 0;
+    Vector totals[kAppliedRows] = {};
+    for (int64_t at = 0; at < vectors; at += kWideVectors) {
+      with_count<kWideVectors>(vectors - at, [&]<int Vectors>() SGDKERN_TARGET __attribute__((always_inline)) {
+        const Strided<T> features = features_of<T, Vectors>(layer, row, rows, at * n, copy);
+        const T* const chunk = sums + (at * num_columns + column * Vectors) * n * out;
+        for (int64_t r = 0; r < rows; r += kSteps) {
+          with_count<kSteps>(rows - r, [&]<int Steps>() SGDKERN_TARGET __attribute__((always_inline)) {
+            const T* a = features.first + r * features.stride;
+            for (int s = 0; s < Steps; ++s) {
+              for (int v = 0; v < Vectors; ++v) __builtin_prefetch(a + s * features.stride + v * n);
+            }
+            prefetch_features<T, Vectors>(layer, row + kAppliedRows + r, Steps, at * n);
+            Vector block[Steps][Vectors] = {};
+            add_block<T, Steps, Vectors>(Strided<Source>{grads + r * layer.output_grads_stride, 1},
+                                         layer.output_grads_stride, Strided<T>{chunk, Vectors * n}, count, block);
+            for (int s = 0; s < Steps; ++s, a += features.stride) {
+              Vector total = totals[r + s], length = lengths[r + s];
+              for (int v = 0; v < Vectors; ++v) {
+                const Vector feature = load<T>(a + v * n);
+                total += block[s][v] * feature;
+                length += feature * feature;
+              }
+              totals[r + s] = total;
+              if (column == 0) lengths[r + s] = length;
+            }
+          });
+        }
+      });
     }
-    double products[Steps] = {};
-    int64_t column = 0, output = 0;  // of the next number in a row
-    over_vectors<T>(width, [&]<int Vectors>(int64_t at) SGDKERN_TARGET __attribute__((always_inline)) {
-      Vector block[Steps][Vectors] = {};
-      add_block<T, Steps, Vectors>(inputs, 1, layer.inputs_stride, in, sums + at, width, block);
-      for (int s = 0; s < Steps; ++s) {
-        for (int v = 0; v < Vectors; ++v) {
-          if (layer.constant_column) block[s][v] += reinterpret_cast<const Vector*>(of_bias + at)[v];
-          std::memcpy(rows[s] + v * n, &block[s][v], sizeof(Vector));
-        }
-      }
-      for (int64_t j = 0; j < Vectors * n && column < num_columns;) {
-        const int64_t count = std::min<int64_t>(Vectors * n - j, out - output);
-        for (int s = 0; s < Steps; ++s) {
-          const Source* d = layer.output_grads + (row + s) * layer.output_grads_stride + output;
-          double sum = 0;
-          for (int64_t o = 0; o < count; ++o) sum += double(rows[s][j + o]) * double(widen<T>(d[o]));
-          products[s] += sum;
-        }
-        j += count, output += count;
-        if (output < out) continue;
-        for (int s = 0; s < Steps; ++s) {
-          result[(row + s) * (1 + num_columns) + 1 + column] = static_cast<T>(products[s]);
-          products[s] = 0;
-        }
-        ++column, output = 0;
-      }
-    });
-    if (out == 0) {
-      for (int s = 0; s < Steps; ++s) std::fill_n(result + (row + s) * (1 + num_columns) + 1, num_columns, T{0});
+    for (int64_t r = 0; r < rows && column < num_columns; ++r) {
+      result[(row + r) * (1 + num_columns) + 1 + column] = static_cast<T>(sum_of_lanes<T>(totals[r]));
     }
-  };
-  int64_t row = first;
-  for (; row + kSteps <= last; row += kSteps) take.template operator()<kSteps>(row);
-  for (; row < last; ++row) take.template operator()<1>(row);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const double of_grads = squared_length<T>(grads + r * layer.output_grads_stride, out);
+    result[(row + r) * (1 + num_columns)] = static_cast<T>(sum_of_lanes<T>(lengths[r]) * of_grads);
+  }
 }
 
 template <class T, class Source>
-constexpr LinearKernels<T, Source> kLinearKernels = {Shape<T>::kLanes, kSteps, add_sums<T, Source>, apply<T, Source>};
+constexpr LinearKernels<T, Source> kLinearKernels = {Shape<T>::kLanes, kWideVectors, add_sums<T, Source>,
+                                                     apply<T, Source>};

@@ -2,6 +2,7 @@
 
 constexpr int kSide = SGDKERN_ROWS > 4 ? 5 : 3;  // 25 sums and 6 operands in 32 registers, or 9 and 4 in 16
 constexpr int kPairs = kSide * kSide;
+constexpr int kMembers = 8 * kSide;  // of a minibatch at a time: two chunks of so many rows fit a first-level cache
 
 template <class T, class Source>
 SGDKERN_INLINE typename Shape<T>::Vector load_row(const Source* row) {
@@ -93,60 +94,234 @@ SGDKERN_INLINE void inner_products(const Source* const* left, const Source* cons
   }
 }
 
-// Pointers to kSide rows of a factor; past the last member they repeat it.
+// A factor of a layer; the constant column lies behind its features.
 template <class Source>
-SGDKERN_INLINE void point(const Source* factor, int64_t stride, const int64_t* members, int64_t count,
-                          const Source* (&rows)[kSide]) {
-  for (int64_t i = 0; i < kSide; ++i) rows[i] = factor + members[std::min(i, count - 1)] * stride;
+struct Factor {
+  const Source* first;
+  int64_t stride, features;
+  bool constant_column;
+  int64_t width() const { return features + constant_column; }
+};
+
+template <class T>
+constexpr int64_t kChunk = kWideVectors * Shape<T>::kLanes;  // features at a time
+
+// to [count, width] = features `first` ... of members' rows, widened, with zeros behind the last.
+template <class T, class Source>
+SGDKERN_INLINE void gather(const Factor<Source>& factor, const int64_t* members, int64_t count, int64_t first,
+                           int64_t width, T* to) {
+  const int64_t there = std::min(width, factor.features - first);
+  for (int64_t i = 0; i < count; ++i, to += width) {
+    const Source* from = factor.first + members[i] * factor.stride + first;
+    for (int64_t k = 0; k < there; ++k) to[k] = widen<T>(from[k]);
+    for (int64_t k = there; k < width; ++k) to[k] = factor.constant_column && k == there ? 1 : 0;
+  }
 }
 
-// Asks for some rows of a factor, which the next minibatch reads from wherever they are.
-template <class Source>
-SGDKERN_INLINE void prefetch_rows(const Source* factor, int64_t stride, int64_t features, const int64_t* members,
-                                  int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const Source* row = factor + members[i] * stride;
-    for (int64_t k = 0; k < features; k += 64 / sizeof(Source)) __builtin_prefetch(row + k, 0, 2);
+// Rows wherever they are, from some place on.
+template <class T>
+struct Gathered {
+  const T* const* rows;
+  int64_t at;
+  SGDKERN_INLINE const T* operator[](int64_t k) const { return rows[k] + at; }
+};
+
+// Pointers to features `first` ... of members' rows: where they lie, or to copies.
+template <class T, class Source>
+SGDKERN_INLINE void point(const Factor<Source>& factor, const int64_t* members, int64_t count, int64_t first, int64_t width,
+                          T* copy, const T** rows) {
+  if constexpr (std::is_same_v<T, Source>) {
+    if (first + width <= factor.features) {
+      for (int64_t i = 0; i < count; ++i) rows[i] = factor.first + members[i] * factor.stride + first;
+      return;
+    }
   }
+  gather(factor, members, count, first, width, copy);
+  for (int64_t i = 0; i < count; ++i) rows[i] = copy + i * width;
+}
+
+// Up to kSteps, so that `count` falls into parts of about one size: 25 into five of 5, where 1 is left of four of 6.
+SGDKERN_INLINE int64_t even_steps(int64_t count) {
+  const int64_t parts = (count + kSteps - 1) / kSteps;
+  return (count + parts - 1) / parts;
+}
+
+// Asks for features of members' rows, which the next minibatch reads from wherever they are.
+template <class Source>
+SGDKERN_INLINE void prefetch(const Factor<Source>& factor, const int64_t* members, int64_t count, int64_t first,
+                             int64_t width) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Source* row = factor.first + members[i] * factor.stride + first;
+    for (int64_t k = 0; k < width; k += 64 / sizeof(Source)) __builtin_prefetch(row + k, 0, 2);
+  }
+}
+
+// Some members of a minibatch, up to kMembers, and those of the next one in their places.
+struct Members {
+  const int64_t *own, *next;
+  int64_t count;
+};
+
+// Pointers to kSide rows of a factor; past the last member they repeat it.
+template <class Source>
+SGDKERN_INLINE void point_at_side(const Factor<Source>& factor, const int64_t* members, int64_t count,
+                                  const Source* (&rows)[kSide]) {
+  for (int64_t i = 0; i < kSide; ++i) rows[i] = factor.first + members[std::min(i, count - 1)] * factor.stride;
+}
+
+// products [kMembers, kMembers] = inner products of rows. Where left and right are the same: of i and j <= i, and half of
+// that of i with itself, as other pairs are two.
+template <class T, class Source>
+SGDKERN_INLINE void inner_products(const Factor<Source>& factor, const Members& left, const Members& right, T* products) {
+  constexpr int n = Shape<T>::kLanes, padded = (kPairs + n - 1) / n * n;
+  const bool diagonal = left.own == right.own;
+  for (int64_t row = 0; row < left.count; row += kSide) {
+    const int64_t rows = std::min<int64_t>(kSide, left.count - row);
+    const Source *left_rows[kSide], *right_rows[kSide];
+    point_at_side(factor, left.own + row, rows, left_rows);
+    if (diagonal && left.next) prefetch(factor, left.next + row, rows, 0, factor.features);
+    for (int64_t column = 0; column < (diagonal ? row + 1 : right.count); column += kSide) {
+      alignas(64) T block[padded];
+      point_at_side(factor, right.own + column, std::min<int64_t>(kSide, right.count - column), right_rows);
+      inner_products<T>(left_rows, right_rows, factor.features, block);
+      if (factor.constant_column) {
+        for (T& product : block) product += 1;
+      }
+      for (int i = 0; i < kSide; ++i) {
+        if (diagonal && row == column) block[i * kSide + i] /= 2;
+        std::memcpy(products + (row + i) * kMembers + column, block + i * kSide, kSide * sizeof(T));
+      }
+    }
+  }
+}
+
+// sums [Steps, Vectors] += over j <= i: numbers [i, j] times the vectors in rows[j].
+template <class T, int Steps, int Vectors>
+SGDKERN_INLINE void add_triangle(const T* numbers, const T* const* rows, typename Shape<T>::Vector (&sums)[Steps][Vectors]) {
+#pragma GCC unroll 6
+  for (int j = 0; j < Steps; ++j) {
+    typename Shape<T>::Vector operand[Vectors];
+    for (int v = 0; v < Vectors; ++v) operand[v] = load<T>(rows[j] + v * Shape<T>::kLanes);
+#pragma GCC unroll 6
+    for (int i = j; i < Steps; ++i) {
+      for (int v = 0; v < Vectors; ++v) sums[i][v] += numbers[i * kMembers + j] * operand[v];
+    }
+  }
+}
+
+// Sum over pairs of weights [kMembers, kMembers] times inner products of rows: of y_i = sum_j weights_ij a_j with a_i.
+template <class T, class Source>
+SGDKERN_INLINE double weighted_products(const Factor<Source>& factor, const Members& left, const Members& right,
+                                        const T* weights) {
+  using Vector = typename Shape<T>::Vector;
+  constexpr int n = Shape<T>::kLanes;
+  const bool diagonal = left.own == right.own;
+  alignas(64) T copy[kMembers * kChunk<T>], other_copy[kMembers * kChunk<T>];
+  const T *rows[kMembers], *others[kMembers];
+  const int64_t vectors = (factor.width() + n - 1) / n;
+  const int64_t step = even_steps(left.count);
+  double total = 0;
+  for (int64_t at = 0; at < vectors; at += kWideVectors) {
+    with_count<kWideVectors>(vectors - at, [&]<int Vectors>() SGDKERN_TARGET __attribute__((always_inline)) {
+      point(factor, left.own, left.count, at * n, Vectors * n, copy, rows);
+      if (!diagonal) point(factor, right.own, right.count, at * n, Vectors * n, other_copy, others);
+      Vector sums[Vectors] = {};
+      for (int64_t i = 0; i < left.count; i += step) {
+        with_count<kSteps>(std::min(step, left.count - i), [&]<int Steps>() SGDKERN_TARGET __attribute__((always_inline)) {
+          Vector block[Steps][Vectors] = {};
+          const Strided<T> numbers{weights + i * kMembers, 1};
+          if (diagonal) {
+            if (left.next) prefetch(factor, left.next + i, Steps, at * n, Vectors * n);
+            add_block<T, Steps, Vectors>(numbers, kMembers, Gathered<T>{rows, 0}, i, block);
+            add_triangle<T, Steps, Vectors>(numbers[i], rows + i, block);
+          } else {
+            add_block<T, Steps, Vectors>(numbers, kMembers, Gathered<T>{others, 0}, right.count, block);
+          }
+          for (int s = 0; s < Steps; ++s) {
+            for (int v = 0; v < Vectors; ++v) sums[v] += block[s][v] * load<T>(rows[i + s] + v * n);
+          }
+        });
+      }
+      for (int v = 1; v < Vectors; ++v) sums[0] += sums[v];
+      total += sum_of_lanes<T>(sums[0]);
+    });
+  }
+  return total;
+}
+
+// ||sum of outer products of rows||^2 from the sum itself, a block of it at a time, over kMembers rows after the other.
+template <class T, class Source>
+SGDKERN_INLINE double square_of_sum(const Factor<Source>& narrow, const Factor<Source>& wide, const int64_t* members,
+                                    const int64_t* next, int64_t size) {
+  using Vector = typename Shape<T>::Vector;
+  constexpr int n = Shape<T>::kLanes;
+  alignas(64) T narrow_copy[kMembers * kChunk<T>], wide_copy[kMembers * kChunk<T>], sums[kChunk<T> * kChunk<T>];
+  const T *numbers[kMembers], *rows[kMembers];
+  const int64_t vectors = (wide.width() + n - 1) / n;
+  double total = 0;
+  for (int64_t first = 0; first < narrow.width(); first += kChunk<T>) {
+    const int64_t count = std::min(kChunk<T>, narrow.width() - first), step = even_steps(count);
+    for (int64_t at = 0; at < vectors; at += kWideVectors) {
+      with_count<kWideVectors>(vectors - at, [&]<int Vectors>() SGDKERN_TARGET __attribute__((always_inline)) {
+        Vector squares[Vectors] = {};
+        for (int64_t begin = 0; begin < size; begin += kMembers) {
+          const int64_t some = std::min<int64_t>(kMembers, size - begin);
+          point(narrow, members + begin, some, first, count, narrow_copy, numbers);
+          point(wide, members + begin, some, at * n, Vectors * n, wide_copy, rows);
+          if (next && first == 0) prefetch(wide, next + begin, some, at * n, Vectors * n);
+          for (int64_t i = 0; i < count; i += step) {
+            with_count<kSteps>(std::min(step, count - i), [&]<int Steps>() SGDKERN_TARGET __attribute__((always_inline)) {
+              Vector block[Steps][Vectors] = {};
+              add_block<T, Steps, Vectors>(Gathered<T>{numbers, i}, 1, Gathered<T>{rows, 0}, some, block);
+              Vector* sum = reinterpret_cast<Vector*>(sums + i * Vectors * n);
+              for (int s = 0; s < Steps; ++s) {
+                for (int v = 0; v < Vectors; ++v, ++sum) {
+                  const Vector value = begin == 0 ? block[s][v] : *sum + block[s][v];
+                  if (begin + some < size) {
+                    *sum = value;
+                  } else {
+                    squares[v] += value * value;
+                  }
+                }
+              }
+            });
+          }
+        }
+        for (int v = 1; v < Vectors; ++v) squares[0] += squares[v];
+        total += sum_of_lanes<T>(squares[0]);
+      });
+    }
+  }
+  return total;
+}
+
+// The sum over pairs of members of products of both factors.
+template <class T, class Source>
+SGDKERN_INLINE double sum_of_pairs(const Factor<Source>& narrow, const Factor<Source>& wide, const int64_t* members,
+                                   const int64_t* next, int64_t size) {
+  alignas(64) T products[kMembers * kMembers];
+  double total = 0;
+  for (int64_t row = 0; row < size; row += kMembers) {
+    const Members left{members + row, next ? next + row : nullptr, std::min<int64_t>(kMembers, size - row)};
+    for (int64_t column = 0; column <= row; column += kMembers) {
+      const Members right{members + column, nullptr, std::min<int64_t>(kMembers, size - column)};
+      inner_products(narrow, left, right, products);
+      total += 2 * weighted_products(wide, left, right, products);
+    }
+  }
+  return total;
 }
 
 template <class T, class Source>
 SGDKERN_TARGET double squared_norm(const Layer<Source>* layers, int64_t num_layers, const int64_t* members,
                                    const int64_t* next, int64_t size) {
-  constexpr int n = Shape<T>::kLanes, padded = (kPairs + n - 1) / n * n;
   double total = 0;
   for (const Layer<Source>* layer = layers; layer != layers + num_layers; ++layer) {
-    const double constant = layer->constant_column ? 1 : 0;
-    const int64_t sides = (size + kSide - 1) / kSide, num_blocks = sides * (sides + 1) / 2;
-    int64_t block = 0;
-    for (int64_t row = 0; row < size; row += kSide) {
-      const int64_t rows = std::min<int64_t>(kSide, size - row);
-      const Source *left_inputs[kSide], *left_grads[kSide];
-      point(layer->inputs, layer->inputs_stride, members + row, rows, left_inputs);
-      point(layer->output_grads, layer->output_grads_stride, members + row, rows, left_grads);
-      for (int64_t column = 0; column <= row; column += kSide) {
-        const int64_t columns = std::min<int64_t>(kSide, size - column);
-        if (next) {  // a share of the next minibatch's rows with each block
-          const int64_t begin = block * size / num_blocks, end = (block + 1) * size / num_blocks;
-          prefetch_rows(layer->inputs, layer->inputs_stride, layer->in_features, next, begin, end);
-          prefetch_rows(layer->output_grads, layer->output_grads_stride, layer->out_features, next, begin, end);
-          ++block;
-        }
-        const Source *right_inputs[kSide], *right_grads[kSide];
-        point(layer->inputs, layer->inputs_stride, members + column, columns, right_inputs);
-        point(layer->output_grads, layer->output_grads_stride, members + column, columns, right_grads);
-        alignas(64) T first[padded], second[padded];
-        inner_products<T>(left_inputs, right_inputs, layer->in_features, first);
-        inner_products<T>(left_grads, right_grads, layer->out_features, second);
-        double sum = 0;
-        for (int64_t i = 0; i < rows; ++i) {
-          for (int64_t j = 0; j < columns; ++j) {
-            sum += (double(first[i * kSide + j]) + constant) * double(second[i * kSide + j]);
-          }
-        }
-        total += column < row ? 2 * sum : sum;
-      }
-    }
+    Factor<Source> narrow{layer->output_grads, layer->output_grads_stride, layer->out_features, false};
+    Factor<Source> wide{layer->inputs, layer->inputs_stride, layer->in_features, layer->constant_column};
+    if (narrow.width() > wide.width()) std::swap(narrow, wide);
+    total += 2 * narrow.width() <= size ? square_of_sum<T>(narrow, wide, members, next, size)
+                                        : sum_of_pairs<T>(narrow, wide, members, next, size);
   }
   return total;
 }

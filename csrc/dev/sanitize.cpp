@@ -154,7 +154,7 @@ bool check_linear(int64_t num_samples, InstructionSet set) {
 template <class T, class Source>
 bool check_minibatches(int64_t num_samples, InstructionSet set) {
   const Network<Source> network(num_samples);
-  const int64_t num_minibatches = uniform(0, 5), size = uniform(0, 12);
+  const int64_t num_minibatches = uniform(0, 5), size = uniform(0, 7) ? uniform(0, 12) : uniform(20, 60);
   std::vector<int64_t> members(num_samples ? num_minibatches * size : 0);
   for (int64_t& member : members) member = uniform(0, num_samples - 1);
   std::vector<T> result(num_samples ? num_minibatches : 0);

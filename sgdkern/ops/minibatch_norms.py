@@ -58,6 +58,7 @@ def _sample_inputs(dtype: torch.dtype, device: torch.device) -> Iterator[Argumen
         (33, (7, 50), (4, 11)),
         (97, (40, 31, 10), (5, 25)),
         (64, (200, 3), (2, 64)),
+        (50, (70, 40), (2, 45)),
     ]:
         inputs = [normal(num_samples, width) for width in widths[:-1]]
         output_grads = [normal(num_samples, width) for width in widths[1:]]

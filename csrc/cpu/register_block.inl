@@ -1,0 +1,53 @@
+// The arithmetic of register_block.h for one instruction set; see instruction_sets.inl.
+
+constexpr int kSteps = SGDKERN_ROWS > 4 ? 6 : 4;          // broadcast numbers at a time, and
+constexpr int kWideVectors = SGDKERN_ROWS > 4 ? 4 : 2;    // vectors beside them: 24 sums in 32 registers, or 8 in 16
+
+// Calls body<count>(); 1 <= count <= Most.
+template <int Most, class Body>
+SGDKERN_INLINE void with_count(int64_t count, const Body& body) {
+  if constexpr (Most > 1) {
+    if (count < Most) return with_count<Most - 1>(count, body);
+  }
+  body.template operator()<Most>();
+}
+
+template <class T>
+SGDKERN_INLINE typename Shape<T>::Vector load(const T* from) {
+  typename Shape<T>::Vector vector;
+  std::memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+
+// Rows at equal distances.
+template <class T>
+struct Strided {
+  const T* first;
+  int64_t stride;
+  SGDKERN_INLINE const T* operator[](int64_t k) const { return first + k * stride; }
+};
+
+// sums [Steps, Vectors] += over k < count: numbers[k][i * across] times the vectors in rows[k].
+template <class T, int Steps, int Vectors, class Numbers, class Rows>
+SGDKERN_INLINE void add_block(const Numbers& numbers, int64_t across, const Rows& rows, int64_t count,
+                              typename Shape<T>::Vector (&sums)[Steps][Vectors]) {
+  using Vector = typename Shape<T>::Vector;
+  for (int64_t k = 0; k < count; ++k) {
+    Vector operand[Vectors];
+    for (int v = 0; v < Vectors; ++v) operand[v] = load<T>(rows[k] + v * Shape<T>::kLanes);
+    for (int i = 0; i < Steps; ++i) {
+      const T number = widen<T>(numbers[k][i * across]);
+      for (int v = 0; v < Vectors; ++v) sums[i][v] += number * operand[v];
+    }
+  }
+}
+
+template <class T>
+SGDKERN_INLINE double sum_of_lanes(const typename Shape<T>::Vector& vector) {
+  double sums[Shape<T>::kLanes];
+  for (int k = 0; k < Shape<T>::kLanes; ++k) sums[k] = double(vector[k]);
+  for (int half = Shape<T>::kLanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
+  }
+  return sums[0];
+}
