@@ -44,7 +44,7 @@ class Results:
     """What was measured, looked up by name."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        self.document = {"operations": [], "growth": [], "memory": []} | document
+        self.document = {"operations": [], "growth": [], "memory": [], "blocks": []} | document
         self.rows = {(r["threads"], r["workload"], r["method"]): r for r in document["measurements"]}
 
     def row(self, workload: str, method: str, threads: int = 1) -> dict[str, Any] | None:
@@ -150,6 +150,12 @@ def peers(results: Results) -> str:
             judged = verdict(ratio, least, at_most=False)
             label = f"{text or 'the best of all others'}: {best}"
             rows.append([SHAPES[workload], label, f"≥ {least} ×", _times(ratio, sign), judged])
+        for found in results.document["blocks"]:
+            if found["workload"] == workload and ours is not None:
+                label = f"vmap(grad), two blocks of {found['block']} samples at a time, run whole"
+                ratio = found["ratio_to_floor"] / ours
+                judged = verdict(ratio, others_bar, at_most=False)
+                rows.append([SHAPES[workload], label, f"≥ {others_bar} ×", _times(ratio), judged])
     for workload, names, bar in (
         ("cnn", ("vmap(grad)", "autograd loop"), 1.6),
         ("transformer", ("vmap(grad)", "autograd loop"), 1.6),
