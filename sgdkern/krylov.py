@@ -77,6 +77,7 @@ class Krylov:
         """Append the next block and orthogonalise A times it against all rows."""
         block, old = self.next, self.size
         self.num_random += self._random_next
+        self._random_next = 0
         self._reserve(old + block.shape[1])
         self.size += block.shape[1]
         self._rows[old : self.size] = block.T
@@ -147,6 +148,7 @@ class Krylov:
         self.restart(rotation, values)
         self._dropped = residuals
         self.next, *_ = self._orthonormal(torch.zeros_like(self._rows[:1].T).expand(-1, self._block))
+        self._random_next = self.next.shape[1]
 
     def restart(self, rotation: Tensor, values: Tensor) -> None:
         """Keep only the Ritz vectors in the columns of `rotation`; the next block stays what it is."""
@@ -170,7 +172,6 @@ class Krylov:
             live = min(room, int(torch.count_nonzero(~vanished)))
             random = torch.randn(room - live, n, dtype=block.dtype, device=block.device, generator=self._generator)
             block = torch.cat([(block @ left)[:, :live], torch.nn.functional.normalize(random).T], dim=1)
-        self._random_next = room - live
         inside = thin_product(self.basis, block)
         coefficients = inside[:, :live] @ factor[:live]
         block, mixed = self._beside(block, inside)

@@ -89,7 +89,8 @@ def loss_identity(loss: Any) -> Hashable:
         return loss_identity(loss.func), tuple(map(_Same, given))
     if isinstance(loss, types.FunctionType):
         cells = tuple(_Same(cell.cell_contents) for cell in loss.__closure__ or ())
-        return loss.__code__, cells, tuple(map(_Same, loss.__defaults__ or ()))
+        keywords = tuple((name, _Same(value)) for name, value in (loss.__kwdefaults__ or {}).items())
+        return loss.__code__, cells, tuple(map(_Same, loss.__defaults__ or ())), keywords
     if isinstance(loss, nn.Module) and type(loss).__module__ == nn.modules.loss.__name__ and not _is_hooked(loss):
         return type(loss), _settings(loss)
     return _Same(loss)
@@ -104,7 +105,7 @@ def _settings(loss: nn.Module) -> Hashable:
     """What a torch loss module was made with: plain values as they are, all others (weights, functions) as objects."""
     plain = (bool, int, float, str, type(None))
     own = {name: value for name, value in vars(loss).items() if not name.startswith("_")}
-    given = own | loss._buffers | loss._modules
+    given = own | loss._parameters | loss._buffers | loss._modules
     return frozenset((name, value if isinstance(value, plain) else _Same(value)) for name, value in given.items())
 
 

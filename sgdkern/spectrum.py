@@ -256,6 +256,8 @@ def _followed(G: Source, route: str, request: Request, scratch: str | os.PathLik
 
 def _hopeless(n: int, block: int, spent: int, needed: int) -> bool:
     """Whether what is left of an iteration seems to cost more than LAPACK."""
+    if spent >= needed:  # the forecast was wrong: it may be half way
+        needed = 2 * spent
     return _cost(n, spent, needed) > _EARLY_DOUBT.get(spent // block, 1.0)
 
 

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from sgdkern.capture import BatchLoss, Params, per_sample_gradients
 from sgdkern.chunk_store import factor_bytes, store
+from sgdkern.full_precision import product
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.losses import Loss
 from sgdkern.problem import taken
@@ -195,7 +196,7 @@ class StreamingGradients:
     def covariance_matvec(self, vector: Tensor) -> Tensor:
         """Σ v = Σ_c G_cᵀ (G_c v − ḡ·v) / N in one pass, [P] or [P, k] as ``vector``."""
         vectors = vector.reshape(self.num_params, -1).to(self.device, self.dtype)
-        level = self.mean() @ vectors
+        level = product(self.mean(), vectors)
         out = torch.zeros_like(vectors)
         for chunk in self.chunks():
             out += chunk.rmatvec(chunk.matvec(vectors) - level)
@@ -338,7 +339,7 @@ def _mark(part: Any) -> Tensor:
             rows = rows if rows.is_floating_point() else rows.double()
             # Weights that differ, since a picture that was mirrored has the same sum.
             weights = torch.arange(rows.shape[1], device=leaf.device).cos()
-            marks.append((rows @ weights.to(rows.dtype)).double().cpu())
+            marks.append(product(rows, weights.to(rows.dtype)).double().cpu())
     return torch.cat(marks)
 
 

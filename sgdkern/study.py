@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sgdkern.columns import Entry
 from sgdkern.explicit import METHODS, explicit_gradients
+from sgdkern.full_precision import product
 from sgdkern.gradient_matrix import GradientMatrix
 from sgdkern.layers import Layout, Scattered, Unsupported
 from sgdkern.passing_by import passing_by
@@ -367,7 +368,7 @@ def _explicit_method(problem: Problem, study: Findings) -> str:
         except Exception as error:  # whatever a transform cannot do, the next method may
             errors.append(f"{method}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
-        found = {name: study.weights.to(rows[name].dtype) @ rows[name] for name in names}
+        found = {name: product(study.weights.to(rows[name].dtype), rows[name]) for name in names}
         wrong = [
             name
             for name in names

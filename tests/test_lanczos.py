@@ -270,3 +270,17 @@ def test_what_does_not_fit_is_refused() -> None:
         tridiagonalise(lambda u: matrix @ u, start_block(120, 8), 9)
     with pytest.raises(RuntimeError, match="finite"):
         tridiagonalise(lambda u: u * float("nan"), start_block(120, 1), 2)
+
+
+@pytest.mark.parametrize("seed", [2, 5, 11, 17])
+def test_no_copies_are_lost_where_directions_vanish(seed: int) -> None:
+    """Four eigenvalues with up to 45 copies each and a block of 16, which is used up after a few products."""
+    generator = torch.Generator().manual_seed(seed)
+    copies = torch.randint(5, 45, (4,), generator=generator).tolist()
+    values = torch.cat([torch.full((count,), float(4 - place)) for place, count in enumerate(copies)]).double()
+    values = torch.nn.functional.pad(values, (0, 200 - len(values)))
+    start = torch.randn(200, 16, generator=generator, dtype=torch.float64)
+    wanted = sum(copies[:3]) - 3
+    pairs = leading_eigenpairs(lambda block: values[:, None] * block, start, leading(wanted))
+    assert pairs.converged
+    torch.testing.assert_close(pairs.values, values[:wanted], rtol=1e-9, atol=1e-12)

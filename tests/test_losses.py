@@ -250,6 +250,15 @@ class TestIdentity:
         ]
         assert len({loss_identity(loss) for loss in losses}) == len(losses)
 
+    def test_keyword_defaults_tell_functions_apart(self) -> None:
+        def made(scale: float) -> Callable[..., Tensor]:
+            def loss(outputs: Tensor, targets: Tensor, *, scale: float = scale) -> Tensor:
+                return scale * F.cross_entropy(outputs, targets, reduction="none")
+
+            return loss
+
+        assert loss_identity(made(1.0)) != loss_identity(made(2.0))
+
     def test_a_class_of_the_users_own_is_its_object(self) -> None:
         class Own(nn.CrossEntropyLoss):
             pass

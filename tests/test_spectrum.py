@@ -309,3 +309,18 @@ def test_results_repeat_and_are_frozen() -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         noise_spectrum(GradientMatrix.from_dense(rows(5, 3)), **options)
+
+
+def test_a_forecast_that_was_wrong_does_not_keep_an_iteration_going() -> None:
+    """Ten eigenvalues and a flat rest, of which a hundred are asked for: none of the rest converges in time."""
+    generator = torch.Generator().manual_seed(0)
+    n = 1400
+    values = torch.cat([
+        0.1 + 0.1 * torch.rand(10, generator=generator),
+        1e-4 * torch.rand(n - 10, generator=generator),
+    ])
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for _ in range(2))
+    G = GradientMatrix.from_dense((left * (n * values).sqrt()) @ right.T)
+    spectrum = noise_spectrum(G, num_eigenvalues=100)
+    assert spectrum.converged
+    assert spectrum.num_matvecs < n // 2

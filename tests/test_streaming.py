@@ -351,3 +351,16 @@ def test_the_memory_bound_is_kept_under_a_hard_limit(tmp_path: Path) -> None:
     command = [sys.executable, "-c", UNDER_A_LIMIT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip() == "kept", done.stderr
+
+
+def test_autocast_is_the_models_alone() -> None:
+    """Σ v along a mean gradient that is ten times the noise, where 16 bits of ḡ · v would leave nothing of it."""
+    rows = 1 + 0.1 * torch.randn(64, 200, generator=torch.Generator().manual_seed(0))
+    batches = [(rows, torch.zeros(64))]
+    stream = StreamingGradients(
+        nn.Linear(200, 1, bias=False), lambda outputs, _: outputs[:, 0], batches, cache="memory"
+    )
+    direction = stream.mean()
+    expected = stream.covariance_matvec(direction)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(stream.covariance_matvec(direction), expected)

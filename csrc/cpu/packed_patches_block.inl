@@ -69,18 +69,21 @@ SGDKERN_TARGET void form_gradients(const PatchPanel<T>& panel, const int64_t* ta
                                              group, first == 0,
                                              gradients + ((o + at) * num_taps + k) * S::kPanel + strip * S::kLanes, num_taps);
           };
-          int64_t k = tap;
+          const auto rows = [&]<int Outputs>(int64_t at) SGDKERN_TARGET __attribute__((always_inline)) {
+            int64_t k = tap;
+            for (; k + kTaps <= end; k += kTaps) form.template operator()<Outputs, kTaps>(at, k);
+            for (; k < end; ++k) form.template operator()<Outputs, 1>(at, k);
+          };
+          int64_t at = 0;
           if (group == kOutputs) {
-            for (; k + kTaps <= end; k += kTaps) form.template operator()<kOutputs, kTaps>(0, k);
-            for (; k < end; ++k) form.template operator()<kOutputs, 1>(0, k);
-          } else {
-            for (; k + kTaps <= end; k += kTaps) {
-              for (int64_t at = 0; at < group; ++at) form.template operator()<1, kTaps>(at, k);
-            }
-            for (; k < end; ++k) {
-              for (int64_t at = 0; at < group; ++at) form.template operator()<1, 1>(at, k);
-            }
+            rows.template operator()<kOutputs>(0);
+            at = group;
           }
+          if constexpr (kOutputs > 4) {
+            for (; at + 4 <= group; at += 4) rows.template operator()<4>(at);
+          }
+          for (; at + 2 <= group; at += 2) rows.template operator()<2>(at);
+          for (; at < group; ++at) rows.template operator()<1>(at);
         }
       }
       first += kBlockPositions;

@@ -1,12 +1,12 @@
 // result [N, 1 + k]: the diagonal of K, and K W for W [N, k]; K = G G^T of a layer whose weight is used at several
-// positions, as in patch_gram.h. K W = G (G^T W) is a sum over columns of G, so that each column is formed once.
+// positions, as in packed_patches.h. K W = G (G^T W) is a sum over columns of G, so that each column is formed once.
 //
 // Work     N * T * O * taps multiply-adds for the gradients, (1 + 2 k) * N * O * taps with them.
 // Traffic  the factors are read and packed once. Some gradients of all samples are formed at a time, in the packed layout
-//          of patch_gram.h, about kHeldBytes of them: their squares are summed, G^T W of these columns is taken, G applied
+//          of packed_patches.h, about kHeldBytes of them: their squares are summed, G^T W of these columns is taken, G applied
 //          to it, and they are overwritten. No gradient is ever stored, nor is K.
 // Threads  columns are dealt out to kProductParts parts, whose sums are added in order at the end.
-// Numerics gradients as in patch_gram.h. Squares and products with G in float64 after at most kSummedFeatures columns;
+// Numerics gradients as in packed_patches.h. Squares and products with G in float64 after at most kSummedFeatures columns;
 //          G^T W lane by lane over the panels, then over lanes. Results do not depend on the number of threads.
 #pragma once
 
