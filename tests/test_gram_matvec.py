@@ -83,7 +83,7 @@ def test_every_instruction_set_agrees_with_the_reference():
         kind = str(dtype).removeprefix("torch.")
         dense, patches = getattr(native, f"gram_matvec_{kind}"), getattr(native, f"patch_gram_matvec_{kind}")
         linear = getattr(native, f"linear_gram_matvec_{kind}")
-        for num_samples, widths in [(1, (1, 1)), (33, (7, 16)), (450, (9, 4)), (97, (40, 31))]:
+        for num_samples, widths in [(1, (1, 1)), (33, (7, 16)), (450, (9, 4)), (97, (40, 31)), (97, (130, 60))]:
             a, d = (normal(num_samples, width, seed=width, dtype=dtype) for width in widths)
             weights = normal(num_samples, 2, dtype=dtype)
             truth = gram_matvec.reference([a.double()], [d.double()], [True], weights.double())
@@ -145,3 +145,13 @@ def test_sizes_that_no_machine_holds_are_errors():
             linear_gram_matvec(factor, factor.expand(-1, max(100, factor.shape[1])), True, weights)
         with pytest.raises(RuntimeError):
             patch_gram_matvec(factor[:, :, None, None], factor[:, :, None, None], ONE, ONE, ONE, weights)
+
+
+@pytest.mark.parametrize("outputs", [10, 48, 100])
+def test_squares_of_output_gradients_may_leave_their_range(outputs: int) -> None:
+    """A saturated loss: ‖d‖² is 0 in float32, or infinite, while ‖a‖² ‖d‖² is an ordinary number."""
+    for of_grads, of_inputs in ((1e-22, 1e3), (1e19, 1e-10)):
+        inputs, grads = of_inputs * normal(20, 50), of_grads * normal(20, outputs, seed=1)
+        norms = linear_gram_matvec(inputs, grads, False, normal(20, 1))[:, 0]
+        true = inputs.double().square().sum(1) * grads.double().square().sum(1)
+        torch.testing.assert_close(norms.double(), true, rtol=1e-5, atol=0)

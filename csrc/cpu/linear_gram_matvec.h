@@ -1,13 +1,14 @@
 // result [N, 1 + k]: the diagonal of K, and K W = G (G^T W) for W [N, k]; K of one linear layer with few outputs.
 //
 // Work     2 k N I O multiply-adds, I rounded up to whole vectors: features of A lie in lanes, which are seldom few.
-// Traffic  A is read twice, where it lies but for its last features. V^T = A^T (D W): a block of kBlockRows rows serves all
-//          outputs, a chunk of features at a time. Then V^T d_n, some rows and a chunk at a time, is multiplied with a_n and
-//          summed while in registers, and ||a_n||^2 with it. Both products are one register block: kSteps broadcast numbers
-//          of D times vectors. What the next block of rows reads is asked for meanwhile: else it cost a third more time.
+// Traffic  A is read twice, where it lies but for its last features and 16-bit numbers, which are widened. V^T = A^T (D W):
+//          a block of kBlockRows rows serves all outputs, a chunk of features at a time. Then V^T d_n, some rows and a chunk
+//          at a time, is multiplied with a_n and summed while in registers, and ||a_n||^2 with it. Both products are one
+//          register block: kSteps broadcast numbers of D times vectors. What the next block of rows reads is asked for
+//          meanwhile: else it cost a third more time.
 // Numerics V in blocks of kBlockRows samples, each lane by itself; V^T d_n over outputs in order, its product with a_n over
-//          every kLanes-th feature in order. Sums over lanes in float64. A sum is one thread's: results do not depend on the
-//          number of threads.
+//          every kLanes-th feature in order. Sums over lanes, and ||d_n||^2, in float64. A sum is one thread's: results do
+//          not depend on the number of threads.
 #pragma once
 
 #include "register_block.h"

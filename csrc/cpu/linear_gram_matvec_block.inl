@@ -58,18 +58,21 @@ SGDKERN_TARGET void add_sums(const Layer<Source>& layer, int64_t row, int64_t ro
   });
 }
 
-// ||d||^2
+// ||d||^2, in float64 for its range: a saturated loss has gradients whose squares leave float32's
 template <class T, class Source>
 SGDKERN_INLINE double squared_length(const Source* d, int64_t count) {
   constexpr int n = Shape<T>::kLanes;
-  T lanes[n] = {};
+  double lanes[n] = {};
   int64_t k = 0;
   for (; k + n <= count; k += n) {
-    for (int lane = 0; lane < n; ++lane) lanes[lane] += widen<T>(d[k + lane]) * widen<T>(d[k + lane]);
+    for (int lane = 0; lane < n; ++lane) {
+      const double number = widen<T>(d[k + lane]);
+      lanes[lane] += number * number;
+    }
   }
   double sum = 0;
   for (; k < count; ++k) sum += double(widen<T>(d[k])) * double(widen<T>(d[k]));
-  for (int lane = 0; lane < n; ++lane) sum += double(lanes[lane]);
+  for (int lane = 0; lane < n; ++lane) sum += lanes[lane];
   return sum;
 }
 

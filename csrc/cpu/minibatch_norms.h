@@ -3,14 +3,15 @@
 //
 // Work     M * B (B + 1) / 2 * sum(I + O) multiply-adds; where the narrower factor has at most B / 2 features, the sum of
 //          gradients itself, M * B * I * O.
-// Traffic  rows are read where they lie: a row serves in N / (M B) minibatches on average, which is about one. With each
-//          block some rows of the next minibatch are asked for: gathered from the last-level cache they cost 40 % more time.
+// Traffic  rows are read where they lie, 16-bit ones and last features gathered: a row serves in N / (M B) minibatches on
+//          average, which is about one. With each block some rows of the next minibatch are asked for: gathered from the
+//          last-level cache they cost 40 % more time.
 // Tiling   inner products of the narrower factor are kSide x kSide in registers, each a vector of partial sums along the
 //          features, summed over lanes: s_ij. The wider factor has no sums over lanes: with y_i = sum_j s_ij a_j, a chunk of
 //          features at a time, the sum over pairs is that of y_i a_i, in which a row is met B / kSteps times, not B / kSide.
 // Numerics s_ij over every kLanes-th feature in order, y_i over members; y_i a_i over members and at most four vectors, then
-//          over chunks, minibatch's parts of kMembers and layers in float64. A minibatch is one thread's: results do not
-//          depend on the number of threads.
+//          over chunks, minibatch's parts of kMembers and layers in float64; a sum of gradients over members in order. A
+//          minibatch is one thread's: results do not depend on the number of threads.
 #pragma once
 
 #include "register_block.h"

@@ -36,6 +36,7 @@ def _cost(
     inputs: Sequence[Tensor], output_grads: Sequence[Tensor], constant_columns: Sequence[bool], indices: Tensor
 ) -> Cost:
     """Two flops a multiply-add, each pair of a minibatch once; its rows read once, the result written."""
+    # Counted so also where the kernel sums gradients instead, which is less.
     num_minibatches, size = indices.shape
     features = sum(factor.shape[1] for factor in (*inputs, *output_grads))
     read = num_minibatches * size * (features * inputs[0].element_size() + 8)
