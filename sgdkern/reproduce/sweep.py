@@ -76,12 +76,9 @@ def sweep(
                     done.add(job)
                     tell(job.title)
         except BaseException:  # stopped: what runs now would go on for minutes, and nobody would wait for it
-            pool.shutdown(wait=False, cancel_futures=True)
-            workers = set(active_children()) - others
-            for process in workers:
+            for process in set(active_children()) - others:
                 process.terminate()
-            for process in workers:
-                process.join()
+            pool.shutdown(cancel_futures=True)  # which waits for the thread that reaps them
             raise
 
 
