@@ -156,7 +156,6 @@ class GradientMatrix(Shaped):
         columns = self._columns(weights, self.num_samples, "gram_matvec", "N")
         return self._norms_and_products(columns)[:, 1:].reshape(weights.shape).contiguous()
 
-    @full_precision
     @torch.no_grad()  # the operations have no derivatives, and norms that are kept carry no graph
     def _norms_and_products(self, columns: Tensor) -> Tensor:
         """The diagonal of K and K w, [N, 1 + k], a layer or a part of it at a time, never [P, k]; norms are kept."""
