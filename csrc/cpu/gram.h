@@ -17,6 +17,8 @@
 // This half is plain C++ on raw pointers, without torch: tests, sanitizers and benchmarks call each instruction set.
 #pragma once
 
+#include "instruction_sets.h"
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -93,33 +95,6 @@ struct Kernels {
 
 #define SGDKERN_KERNELS "gram_tile.inl"
 #include "instruction_sets.inl"
-
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
-
-inline bool is_supported(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (set == InstructionSet::kAvx512) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
-#endif
-  return set == InstructionSet::kBaseline;
-}
-
-inline InstructionSet best_instruction_set() {
-  if (is_supported(InstructionSet::kAvx512)) return InstructionSet::kAvx512;
-  return is_supported(InstructionSet::kAvx2) ? InstructionSet::kAvx2 : InstructionSet::kBaseline;
-}
-
-template <class T, class Source>
-const Kernels<T, Source>& kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kKernels<T, Source>;
-  if (set == InstructionSet::kAvx2) return avx2::kKernels<T, Source>;
-#endif
-  return baseline::kKernels<T, Source>;
-}
 
 // Cache-line aligned memory of one call.
 class Workspace {
@@ -215,7 +190,7 @@ std::unique_ptr<Workspace> pack_layers(const std::vector<Layer<Source>>& layers,
 template <class T, class Source, class Parallel>
 bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, InstructionSet set, Parallel&& parallel,
           T* result) {
-  const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
+  const Kernels<T, Source>& kernels = kernels_for<Kernels<T, Source>>(set);
   std::vector<PackedLayer<T>> packed;
   std::unique_ptr<Workspace> workspace = pack_layers<T>(layers, num_samples, kernels, parallel, packed);
   if (!workspace) return false;

@@ -22,20 +22,11 @@ struct GramMatvecKernels {
 #define SGDKERN_KERNELS "gram_matvec_tile.inl"
 #include "instruction_sets.inl"
 
-template <class T>
-const GramMatvecKernels<T>& gram_matvec_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kGramMatvecKernels<T>;
-  if (set == InstructionSet::kAvx2) return avx2::kGramMatvecKernels<T>;
-#endif
-  return baseline::kGramMatvecKernels<T>;
-}
-
 // weights [N, num_columns]; the rest as `gram` in gram.h.
 template <class T, class Source, class Parallel>
 bool gram_matvec(const std::vector<Layer<Source>>& layers, int64_t num_samples, const T* weights, int64_t num_columns,
                  InstructionSet set, Parallel&& parallel, T* result) {
-  const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
+  const Kernels<T, Source>& kernels = kernels_for<Kernels<T, Source>>(set);
   const int64_t tile = num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples;
   const int64_t side = (num_samples + tile - 1) / tile, padded = side * tile;
   std::vector<PackedLayer<T>> packed;
@@ -63,7 +54,7 @@ bool gram_matvec(const std::vector<Layer<Source>>& layers, int64_t num_samples, 
     const std::unique_ptr<Sums<T>> sums(new (std::nothrow) Sums<T>);
     for (std::size_t at; sums && (at = next++) < tiles.size();) {
       const auto [i, j] = tiles[at];
-      gram_matvec_kernels_for<T>(set).multiply_tile(
+      kernels_for<GramMatvecKernels<T>>(set).multiply_tile(
           packed.data(), static_cast<int64_t>(packed.size()), num_samples, tile, i * tile, j * tile, *sums, across,
           num_columns, padded, parts + j * num_columns * padded + i * tile, parts + i * num_columns * padded + j * tile,
           diagonal);

@@ -54,4 +54,4 @@ SGDKERN_TARGET void multiply_tile(const PackedLayer<T>* layers, int64_t num_laye
 }
 
 template <class T>
-constexpr GramMatvecKernels<T> kGramMatvecKernels = {multiply_tile<T>};
+constexpr GramMatvecKernels<T> kFamily<GramMatvecKernels<T>> = {multiply_tile<T>};

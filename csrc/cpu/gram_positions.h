@@ -49,15 +49,6 @@ struct PositionKernels {
 #define SGDKERN_KERNELS "gram_positions_tile.inl"
 #include "instruction_sets.inl"
 
-template <class T>
-const PositionKernels<T>& position_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kPositionKernels<T>;
-  if (set == InstructionSet::kAvx2) return avx2::kPositionKernels<T>;
-#endif
-  return baseline::kPositionKernels<T>;
-}
-
 // Packs a group's rows, panel by panel.
 template <class T, class Source>
 void pack_group(const Kernels<T, Source>& kernels, const Layer<Source>& layer, const Groups& groups, int64_t group,
@@ -81,7 +72,7 @@ bool gram_positions(const Layer<Source>& layer, int64_t num_samples, int64_t num
     std::fill(result, result + num_samples * num_samples, T{0});
     return true;
   }
-  const Kernels<T, Source>& kernels = kernels_for<T, Source>(set);
+  const Kernels<T, Source>& kernels = kernels_for<Kernels<T, Source>>(set);
   const Groups groups = groups_of(num_samples, num_positions, kernels.panel);
   const int64_t count = groups.count();
   Layout layout;
@@ -103,7 +94,7 @@ bool gram_positions(const Layer<Source>& layer, int64_t num_samples, int64_t num
   parallel(static_cast<int64_t>(pairs.size()), [&](int64_t, int64_t) {  // each thread takes the next pair, not a share
     const std::unique_ptr<Sums<T>> sums(new (std::nothrow) Sums<T>);
     for (std::size_t at; sums && (at = next++) < pairs.size();) {
-      position_kernels_for<T>(set).gram_of_groups(packed, groups, pairs[at][0], pairs[at][1], *sums, result);
+      kernels_for<PositionKernels<T>>(set).gram_of_groups(packed, groups, pairs[at][0], pairs[at][1], *sums, result);
     }
   });
   Workspace::keep(std::move(workspace));

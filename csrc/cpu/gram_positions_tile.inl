@@ -91,4 +91,4 @@ SGDKERN_TARGET void gram_of_groups(const PackedLayer<T>& layer, const Groups& gr
 }
 
 template <class T>
-constexpr PositionKernels<T> kPositionKernels = {gram_of_groups<T>};
+constexpr PositionKernels<T> kFamily<PositionKernels<T>> = {gram_of_groups<T>};

@@ -174,4 +174,4 @@ SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, 
 }
 
 template <class T, class Source>
-constexpr Kernels<T, Source> kKernels = {Shape<T>::kPanel, pack<T, Source>, gram_tile<T>};
+constexpr Kernels<T, Source> kFamily<Kernels<T, Source>> = {Shape<T>::kPanel, pack<T, Source>, gram_tile<T>};

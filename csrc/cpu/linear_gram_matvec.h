@@ -30,20 +30,11 @@ struct LinearKernels {
 #define SGDKERN_KERNELS "linear_gram_matvec_block.inl"
 #include "instruction_sets.inl"
 
-template <class T, class Source>
-const LinearKernels<T, Source>& linear_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kLinearKernels<T, Source>;
-  if (set == InstructionSet::kAvx2) return avx2::kLinearKernels<T, Source>;
-#endif
-  return baseline::kLinearKernels<T, Source>;
-}
-
 // weights [N, num_columns]; the rest as `gram` in gram.h.
 template <class T, class Source, class Parallel>
 bool linear_gram_matvec(const Layer<Source>& layer, int64_t num_samples, const T* weights, int64_t num_columns,
                         InstructionSet set, Parallel&& parallel, T* result) {
-  const LinearKernels<T, Source>& kernels = linear_kernels_for<T, Source>(set);
+  const LinearKernels<T, Source>& kernels = kernels_for<LinearKernels<T, Source>>(set);
   const int64_t out = layer.out_features;
   int64_t outputs = 0, width = 0;  // k O; features, the constant one among them, in whole vectors
   if (__builtin_mul_overflow(out, num_columns, &outputs)) return false;

@@ -128,5 +128,5 @@ SGDKERN_TARGET void apply(const Layer<Source>& layer, int64_t row, int64_t rows,
 }
 
 template <class T, class Source>
-constexpr LinearKernels<T, Source> kLinearKernels = {Shape<T>::kLanes, kWideVectors, add_sums<T, Source>,
-                                                     apply<T, Source>};
+constexpr LinearKernels<T, Source> kFamily<LinearKernels<T, Source>> = {Shape<T>::kLanes, kWideVectors,
+                                                                        add_sums<T, Source>, apply<T, Source>};

@@ -18,7 +18,7 @@
 
 namespace sgdkern {
 
-template <class Source>
+template <class T, class Source>
 struct MinibatchKernels {
   double (*squared_norm)(const Layer<Source>* layers, int64_t num_layers, const int64_t* members, const int64_t* next,
                          int64_t size);
@@ -27,20 +27,11 @@ struct MinibatchKernels {
 #define SGDKERN_KERNELS "minibatch_norms_block.inl"
 #include "instruction_sets.inl"
 
-template <class T, class Source>
-const MinibatchKernels<Source>& minibatch_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kMinibatchKernels<T, Source>;
-  if (set == InstructionSet::kAvx2) return avx2::kMinibatchKernels<T, Source>;
-#endif
-  return baseline::kMinibatchKernels<T, Source>;
-}
-
 // members [num_minibatches, size], each in [0, N); `parallel` as in gram.h.
 template <class T, class Source, class Parallel>
 void minibatch_norms(const std::vector<Layer<Source>>& layers, const int64_t* members, int64_t num_minibatches,
                      int64_t size, InstructionSet set, Parallel&& parallel, T* result) {
-  const MinibatchKernels<Source>& kernels = minibatch_kernels_for<T, Source>(set);
+  const MinibatchKernels<T, Source>& kernels = kernels_for<MinibatchKernels<T, Source>>(set);
   parallel(num_minibatches, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       const int64_t* own = members + m * size;

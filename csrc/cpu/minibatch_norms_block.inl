@@ -327,4 +327,4 @@ SGDKERN_TARGET double squared_norm(const Layer<Source>* layers, int64_t num_laye
 }
 
 template <class T, class Source>
-constexpr MinibatchKernels<Source> kMinibatchKernels = {squared_norm<T, Source>};
+constexpr MinibatchKernels<T, Source> kFamily<MinibatchKernels<T, Source>> = {squared_norm<T, Source>};

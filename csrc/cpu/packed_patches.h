@@ -41,15 +41,6 @@ struct GradientKernels {
 #define SGDKERN_KERNELS "packed_patches_block.inl"
 #include "instruction_sets.inl"
 
-template <class T, class Source>
-const GradientKernels<T, Source>& gradient_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kGradientKernels<T, Source>;
-  if (set == InstructionSet::kAvx2) return avx2::kGradientKernels<T, Source>;
-#endif
-  return baseline::kGradientKernels<T, Source>;
-}
-
 // So many outputs and taps are formed at a time: whole register blocks, chunks of like size, and so many at least.
 struct PatchChunk {
   int64_t outputs, taps;
@@ -97,9 +88,9 @@ template <class T, class Source>
 class PackedPatches {
  public:
   PackedPatches(const PatchLayer<Source>& layer, InstructionSet set)
-      : layer_(layer), panel_(kernels_for<T, Source>(set).panel), kernels_(gradient_kernels_for<T, Source>(set)),
-        taps_(layer.taps), positions_(layer.input_positions), input_places_(layer.input_size),
-        output_places_(layer.output_size) {
+      : layer_(layer), panel_(kernels_for<Kernels<T, Source>>(set).panel),
+        kernels_(kernels_for<GradientKernels<T, Source>>(set)), taps_(layer.taps), positions_(layer.input_positions),
+        input_places_(layer.input_size), output_places_(layer.output_size) {
     place_output_grads();
     if (!place_inputs()) {
       std::iota(input_places_.begin(), input_places_.end(), 0);

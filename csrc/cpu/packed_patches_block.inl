@@ -92,4 +92,5 @@ SGDKERN_TARGET void form_gradients(const PatchPanel<T>& panel, const int64_t* ta
 }
 
 template <class T, class Source>
-constexpr GradientKernels<T, Source> kGradientKernels = {Shape<T>::kLanes, kOutputs, pack_strip<T, Source>, form_gradients<T>};
+constexpr GradientKernels<T, Source> kFamily<GradientKernels<T, Source>> = {Shape<T>::kLanes, kOutputs,
+                                                                            pack_strip<T, Source>, form_gradients<T>};

@@ -18,20 +18,11 @@ struct RowKernels {
 #define SGDKERN_KERNELS "patch_gradients_rows.inl"
 #include "instruction_sets.inl"
 
-template <class T>
-const RowKernels<T>& row_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kRowKernels<T>;
-  if (set == InstructionSet::kAvx2) return avx2::kRowKernels<T>;
-#endif
-  return baseline::kRowKernels<T>;
-}
-
 // Returns false when there was no memory for packed factors; `parallel` as in gram.h.
 template <class T, class Source, class Parallel>
 bool patch_gradients(const PatchLayer<Source>& layer, int64_t num_samples, InstructionSet set, Parallel&& parallel,
                      T* result) {
-  const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
+  const int64_t panel = kernels_for<Kernels<T, Source>>(set).panel, num_panels = (num_samples + panel - 1) / panel;
   const int64_t num_taps = layer.taps.size(), row = layer.num_outputs * num_taps;
   const PatchChunks chunks{patch_chunk(layer.num_outputs, num_taps), layer.num_outputs, num_taps};
   const PackedPatches<T, Source> packed(layer, set);
@@ -56,7 +47,7 @@ bool patch_gradients(const PatchLayer<Source>& layer, int64_t num_samples, Instr
         packed.form(chunks, c, inputs, output_grads, gradients);
         const int64_t taps = chunks.taps(c);
         for (int64_t o = 0; o < chunks.outputs(c); ++o) {
-          row_kernels_for<T>(set).unpack(gradients + o * taps * panel, taps, samples,
+          kernels_for<RowKernels<T>>(set).unpack(gradients + o * taps * panel, taps, samples,
                                          result + first * row + (chunks.output(c) + o) * num_taps + chunks.tap(c), row);
         }
       }

@@ -21,4 +21,4 @@ SGDKERN_TARGET void unpack(const T* packed, int64_t features, int64_t samples, T
 }
 
 template <class T>
-constexpr RowKernels<T> kRowKernels = {unpack<T>};
+constexpr RowKernels<T> kFamily<RowKernels<T>> = {unpack<T>};

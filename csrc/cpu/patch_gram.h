@@ -25,22 +25,13 @@ struct PatchKernels {
 #define SGDKERN_KERNELS "patch_gram_tile.inl"
 #include "instruction_sets.inl"
 
-template <class T>
-const PatchKernels<T>& patch_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kPatchKernels<T>;
-  if (set == InstructionSet::kAvx2) return avx2::kPatchKernels<T>;
-#endif
-  return baseline::kPatchKernels<T>;
-}
-
 // Adds the products of packed gradients [N / kPanel, features, kPanel] to tiles on and below K's diagonal.
 template <class T>
 class PatchProducts {
  public:
   PatchProducts(int64_t num_samples, InstructionSet set)
       : num_samples_(num_samples), tile_(num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples),
-        add_products_(patch_kernels_for<T>(set).add_products) {
+        add_products_(kernels_for<PatchKernels<T>>(set).add_products) {
     for (int64_t i = 0; i < num_samples; i += tile_) {
       for (int64_t j = 0; j <= i; j += tile_) tiles_.push_back({i, j});
     }
@@ -124,7 +115,7 @@ bool add_by_tiles(const PatchGradients<T, Source>& source, const PatchProducts<T
 template <class T, class Source, class Parallel>
 bool patch_gram(const PatchLayer<Source>& layer, int64_t num_samples, InstructionSet set, Parallel&& parallel, T* result) {
   const int64_t num_taps = layer.taps.size(), size = num_samples * num_samples;
-  const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
+  const int64_t panel = kernels_for<Kernels<T, Source>>(set).panel, num_panels = (num_samples + panel - 1) / panel;
   const bool few = num_samples <= kFewSamples;
   const PatchChunks chunks{patch_chunk(layer.num_outputs, num_taps, few ? kParts : 1), layer.num_outputs, num_taps};
   const int64_t parts = few ? std::min(kParts, chunks.count()) : 1;

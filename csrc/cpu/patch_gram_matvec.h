@@ -34,15 +34,6 @@ struct PatchMatvecKernels {
 #define SGDKERN_KERNELS "patch_gram_matvec_panel.inl"
 #include "instruction_sets.inl"
 
-template <class T>
-const PatchMatvecKernels<T>& patch_matvec_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kPatchMatvecKernels<T>;
-  if (set == InstructionSet::kAvx2) return avx2::kPatchMatvecKernels<T>;
-#endif
-  return baseline::kPatchMatvecKernels<T>;
-}
-
 // So many outputs and taps, in whole register blocks, that the gradients of all samples fit kHeldBytes.
 inline PatchChunk held_chunk(int64_t num_outputs, int64_t num_taps, int64_t bytes_per_feature) {
   const int64_t features = kHeldBytes / std::max<int64_t>(1, bytes_per_feature);
@@ -55,8 +46,8 @@ inline PatchChunk held_chunk(int64_t num_outputs, int64_t num_taps, int64_t byte
 template <class T, class Source, class Parallel>
 bool patch_gram_matvec(const PatchLayer<Source>& layer, int64_t num_samples, const T* weights, int64_t num_columns,
                        InstructionSet set, Parallel&& parallel, T* result) {
-  const PatchMatvecKernels<T>& kernels = patch_matvec_kernels_for<T>(set);
-  const int64_t panel = kernels_for<T, Source>(set).panel, num_panels = (num_samples + panel - 1) / panel;
+  const PatchMatvecKernels<T>& kernels = kernels_for<PatchMatvecKernels<T>>(set);
+  const int64_t panel = kernels_for<Kernels<T, Source>>(set).panel, num_panels = (num_samples + panel - 1) / panel;
   const int64_t padded = num_panels * panel, num_taps = layer.taps.size(), num_sums = 1 + num_columns;
   const PatchChunks chunks{held_chunk(layer.num_outputs, num_taps, padded * sizeof(T)), layer.num_outputs, num_taps};
   const PackedPatches<T, Source> packed(layer, set);

@@ -18,4 +18,4 @@ SGDKERN_TARGET void add_products(const T* gradients, int64_t features, int64_t n
 }
 
 template <class T>
-constexpr PatchKernels<T> kPatchKernels = {add_products<T>};
+constexpr PatchKernels<T> kFamily<PatchKernels<T>> = {add_products<T>};

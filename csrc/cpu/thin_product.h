@@ -31,15 +31,6 @@ struct ThinKernels {
 #define SGDKERN_KERNELS "thin_product_block.inl"
 #include "instruction_sets.inl"
 
-template <class T>
-const ThinKernels<T>& thin_kernels_for(InstructionSet set) {
-#ifdef __x86_64__
-  if (set == InstructionSet::kAvx512) return avx512::kThinKernels<T>;
-  if (set == InstructionSet::kAvx2) return avx2::kThinKernels<T>;
-#endif
-  return baseline::kThinKernels<T>;
-}
-
 // A as the caller has it: one of its strides is 1.
 template <class T>
 struct ThinMatrix {
@@ -50,7 +41,7 @@ struct ThinMatrix {
 // Fewer rows than a register block has columns are one row each.
 template <class T>
 bool fits_columns(const ThinMatrix<T>& matrix, InstructionSet set) {
-  return matrix.row_stride == 1 && matrix.rows >= thin_kernels_for<T>(set).num_columns;
+  return matrix.row_stride == 1 && matrix.rows >= kernels_for<ThinKernels<T>>(set).num_columns;
 }
 
 // vectors [features, kThin] packed, result [rows, columns] with rows of `stride`; the matrix has contiguous rows, or
@@ -58,7 +49,7 @@ bool fits_columns(const ThinMatrix<T>& matrix, InstructionSet set) {
 template <class T, class Parallel>
 void thin_product(const ThinMatrix<T>& matrix, const T* vectors, int64_t columns, InstructionSet set,
                   Parallel&& parallel, T* result, int64_t stride) {
-  const ThinKernels<T>& kernels = thin_kernels_for<T>(set);
+  const ThinKernels<T>& kernels = kernels_for<ThinKernels<T>>(set);
   const bool by_columns = fits_columns(matrix, set) && matrix.feature_stride != 1;
   int64_t block = by_columns ? kernels.num_columns : kernels.num_rows;
   if (matrix.rows < block) block = 1;

@@ -10,6 +10,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
 #include <string>
 #include <thread>
 
@@ -18,15 +19,19 @@ using sgdkern::InstructionSet;
 
 namespace {
 
-const std::vector<std::pair<std::string, InstructionSet>> kNames = {
-    {"baseline", InstructionSet::kBaseline}, {"avx2", InstructionSet::kAvx2}, {"avx512", InstructionSet::kAvx512}};
-
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const auto& [name, set] : kNames) {
+  for (const auto& [set, name] : sgdkern::kInstructionSets) {
     if (sgdkern::is_supported(set)) names.push_back(name);
   }
   return names;
+}
+
+InstructionSet set_of(const std::string& name) {
+  for (const auto& [set, known] : sgdkern::kInstructionSets) {
+    if (known == name && sgdkern::is_supported(set)) return set;
+  }
+  throw std::invalid_argument("no instruction set of this processor: " + name);
 }
 
 // As unfair as a thread pool can be: a thread for every unit, or fewer.
@@ -64,10 +69,8 @@ py::array_t<T> gram(const Arrays<T>& inputs, const Arrays<T>& output_grads, cons
   const std::vector<sgdkern::Layer<T>> layers = layers_of(inputs, output_grads, constant_columns);
   const int64_t num_samples = inputs.at(0).shape(0);
   py::array_t<T> result({num_samples, num_samples});
-  for (const auto& [known, set] : kNames) {
-    if (known == name && !sgdkern::gram<T, T>(layers, num_samples, set, Threads{num_threads}, result.mutable_data())) {
-      throw std::bad_alloc();
-    }
+  if (!sgdkern::gram<T, T>(layers, num_samples, set_of(name), Threads{num_threads}, result.mutable_data())) {
+    throw std::bad_alloc();
   }
   return result;
 }
@@ -78,11 +81,9 @@ py::array_t<T> gram_matvec(const Arrays<T>& inputs, const Arrays<T>& output_grad
   const std::vector<sgdkern::Layer<T>> layers = layers_of(inputs, output_grads, constant_columns);
   const int64_t num_samples = weights.shape(0), num_columns = weights.shape(1);
   py::array_t<T> result({num_samples, 1 + num_columns});
-  for (const auto& [known, set] : kNames) {
-    if (known == name && !sgdkern::gram_matvec<T, T>(layers, num_samples, weights.data(), num_columns, set,
-                                                     Threads{num_threads}, result.mutable_data())) {
-      throw std::bad_alloc();
-    }
+  if (!sgdkern::gram_matvec<T, T>(layers, num_samples, weights.data(), num_columns, set_of(name),
+                                  Threads{num_threads}, result.mutable_data())) {
+    throw std::bad_alloc();
   }
   return result;
 }
@@ -92,11 +93,9 @@ py::array_t<T> linear_gram_matvec(const py::array_t<T>& inputs, const py::array_
                                   const py::array_t<T>& weights, const std::string& name, int64_t num_threads) {
   const sgdkern::Layer<T> layer = layers_of<T>({inputs}, {output_grads}, {constant_column})[0];
   py::array_t<T> result({weights.shape(0), 1 + weights.shape(1)});
-  for (const auto& [known, set] : kNames) {
-    if (known == name && !sgdkern::linear_gram_matvec<T, T>(layer, weights.shape(0), weights.data(), weights.shape(1), set,
-                                                            Threads{num_threads}, result.mutable_data())) {
-      throw std::bad_alloc();
-    }
+  if (!sgdkern::linear_gram_matvec<T, T>(layer, weights.shape(0), weights.data(), weights.shape(1), set_of(name),
+                                         Threads{num_threads}, result.mutable_data())) {
+    throw std::bad_alloc();
   }
   return result;
 }
@@ -115,11 +114,9 @@ py::array_t<T> patch_gram_matvec(const py::array_t<T>& inputs, const py::array_t
     layer.output_positions.push_back(t * out_features);
   }
   py::array_t<T> result({num_samples, 1 + num_columns});
-  for (const auto& [known, set] : kNames) {
-    if (known == name && !sgdkern::patch_gram_matvec<T, T>(layer, num_samples, weights.data(), num_columns, set,
-                                                           Threads{num_threads}, result.mutable_data())) {
-      throw std::bad_alloc();
-    }
+  if (!sgdkern::patch_gram_matvec<T, T>(layer, num_samples, weights.data(), num_columns, set_of(name),
+                                        Threads{num_threads}, result.mutable_data())) {
+    throw std::bad_alloc();
   }
   return result;
 }
@@ -131,11 +128,9 @@ py::array_t<T> gram_positions(const py::array_t<T>& inputs, const py::array_t<T>
   const sgdkern::Layer<T> layer{inputs.data(), output_grads.data(), in_features, out_features, in_features, out_features,
                                 constant_column};
   py::array_t<T> result({num_samples, num_samples});
-  for (const auto& [known, set] : kNames) {
-    if (known == name && !sgdkern::gram_positions<T, T>(layer, num_samples, inputs.shape(1), set, Threads{num_threads},
-                                                        result.mutable_data())) {
-      throw std::bad_alloc();
-    }
+  if (!sgdkern::gram_positions<T, T>(layer, num_samples, inputs.shape(1), set_of(name), Threads{num_threads},
+                                     result.mutable_data())) {
+    throw std::bad_alloc();
   }
   return result;
 }
@@ -146,11 +141,8 @@ py::array_t<T> minibatch_norms(const Arrays<T>& inputs, const Arrays<T>& output_
                                const std::string& name, int64_t num_threads) {
   const std::vector<sgdkern::Layer<T>> layers = layers_of(inputs, output_grads, constant_columns);
   py::array_t<T> result(indices.shape(0));
-  for (const auto& [known, set] : kNames) {
-    if (known != name) continue;
-    sgdkern::minibatch_norms<T, T>(layers, indices.data(), indices.shape(0), indices.shape(1), set,
-                                   Threads{num_threads}, result.mutable_data());
-  }
+  sgdkern::minibatch_norms<T, T>(layers, indices.data(), indices.shape(0), indices.shape(1), set_of(name),
+                                 Threads{num_threads}, result.mutable_data());
   return result;
 }
 
@@ -161,11 +153,8 @@ py::array_t<T> thin_product(const py::array_t<T>& matrix, const py::array_t<T>& 
   const int64_t rows = matrix.shape(transposed), features = matrix.shape(!transposed);
   const sgdkern::ThinMatrix<T> a{matrix.data(), rows, features, transposed ? 1 : features, transposed ? rows : 1};
   py::array_t<T> result({rows, int64_t{sgdkern::kThin}});
-  for (const auto& [known, set] : kNames) {
-    if (known != name) continue;
-    sgdkern::thin_product(a, vectors.data(), sgdkern::kThin, set, Threads{num_threads}, result.mutable_data(),
-                          sgdkern::kThin);
-  }
+  sgdkern::thin_product(a, vectors.data(), sgdkern::kThin, set_of(name), Threads{num_threads},
+                        result.mutable_data(), sgdkern::kThin);
   return result;
 }
 

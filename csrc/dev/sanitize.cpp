@@ -306,7 +306,7 @@ bool check_thin(int64_t rows, InstructionSet set) {
 
 int main() {
   int passed = 0, failed = 0;
-  for (const InstructionSet set : {InstructionSet::kBaseline, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
+  for (const auto& [set, name] : sgdkern::kInstructionSets) {
     if (!sgdkern::is_supported(set)) continue;
     for (const int64_t num_samples : {0, 1, 2, 13, 31, 32, 33, 95, 97, 193, 384, 389}) {
       for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
