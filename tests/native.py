@@ -1,4 +1,4 @@
-"""Compiles what lies in csrc/dev for the tests, once for each state of the sources."""
+"""Compiles what lies in csrc for the tests, once for each state of the sources."""
 
 import functools
 import hashlib
@@ -12,24 +12,39 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch.utils.cpp_extension
 
 ROOT = Path(__file__).parents[1]
 
 
+def compiler() -> str:
+    """Return the C++ compiler; the test skips where there is none."""
+    found = shutil.which(os.environ.get("CXX", "c++"))
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
 def compile_dev(name: str, *flags: str) -> Path:
     """Return csrc/dev/<name> compiled; the test skips where there is no compiler."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    sources = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())
-    state = hashlib.sha256(b"".join([*(path.read_bytes() for path in sources), " ".join(flags).encode()])).hexdigest()
-    target = ROOT / "build" / "dev" / state[:16] / Path(name).stem
+    return _compiled(Path(name).stem, [ROOT / "csrc" / "dev" / name], flags)
+
+
+def compile_operations(*flags: str) -> Path:
+    """Return the CPU operations' library, compiled with flags of the test's own."""
+    includes = [f"-I{path}" for path in torch.utils.cpp_extension.include_paths()]
+    return _compiled("cpu.so", sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ("-shared", "-fPIC", *includes, *flags))
+
+
+def _compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
+    everything = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in everything) + " ".join(flags).encode()).hexdigest()
+    target = ROOT / "build" / "dev" / state[:16] / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
-        source = str(ROOT / "csrc" / "dev" / name)
-        command = [compiler, "-std=c++20", "-Wno-psabi", "-pthread", *flags, source, "-o", str(partial)]
-        subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+        options = ["-std=c++20", "-Wno-psabi", "-pthread", *flags, "-o", str(partial)]
+        subprocess.run([compiler(), *options, *sources], check=True, cwd=ROOT, capture_output=True, text=True)
         partial.rename(target)
     return target
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sgdkern.ops import patch_gradients, patch_gram
@@ -20,6 +20,16 @@ axis = st.tuples(st.integers(0, 6), st.integers(1, 3), st.integers(1, 3), st.int
     step=st.integers(1, 2),
     offset=st.integers(0, 3),
     last=st.booleans(),
+)
+@example(  # torch calls a tensor of no samples contiguous, whatever its strides
+    num_samples=0,
+    channels=3,
+    outputs=5,
+    axes=((3, 3, 2, 1), (3, 1, 3, 1)),
+    dtype=torch.float64,
+    step=1,
+    offset=3,
+    last=True,
 )
 def test_on_any_shape_and_stride(num_samples, channels, outputs, axes, dtype, step, offset, last):
     generator = torch.Generator().manual_seed(num_samples)

@@ -15,7 +15,12 @@ inline bool samples_are_dense(const Tensor& t) {
   return first || last;
 }
 
-inline Tensor dense(const Tensor& t) { return samples_are_dense(t) ? t : torch::stable::contiguous(t); }
+inline Tensor dense(const Tensor& t) {
+  if (samples_are_dense(t)) return t;
+  const std::vector<int64_t> sizes{t.size(0), t.size(1), t.size(2), t.size(3)};
+  return t.numel() ? torch::stable::contiguous(t)      // which to torch a tensor without numbers always is,
+                   : torch::stable::new_empty(t, sizes);  // whatever its strides
+}
 
 // Both factors dense by sample; the pointers live as long as they do.
 template <class Source>
