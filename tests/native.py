@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch.utils.cpp_extension
+from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,8 +32,9 @@ def compile_dev(name: str, *flags: str) -> Path:
 
 def compile_operations(*flags: str) -> Path:
     """Return the CPU operations' library, compiled with flags of the test's own."""
-    includes = [f"-I{path}" for path in torch.utils.cpp_extension.include_paths()]
-    return _compiled("cpu.so", sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ("-shared", "-fPIC", *includes, *flags))
+    paths = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+    sources = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+    return _compiled("cpu.so", sources, ("-shared", "-fPIC", *paths, "-ltorch_cpu", "-lc10", *flags))
 
 
 def _compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
@@ -44,7 +45,7 @@ def _compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
         options = ["-std=c++20", "-Wno-psabi", "-pthread", *flags, "-o", str(partial)]
-        subprocess.run([compiler(), *options, *sources], check=True, cwd=ROOT, capture_output=True, text=True)
+        subprocess.run([compiler(), *sources, *options], check=True, cwd=ROOT, capture_output=True, text=True)
         partial.rename(target)
     return target
 

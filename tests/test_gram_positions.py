@@ -58,7 +58,9 @@ def test_pairs_of_positions_are_explicit_gradients_multiplied():
 
 def test_is_symmetric_and_positive_semidefinite():
     kernel = gram_positions(normal(60, 7, 30, dtype=torch.float64), normal(60, 7, 4, dtype=torch.float64), True)
-    assert torch.equal(kernel, kernel.T)
+    if gram_positions.is_compiled("cpu"):
+        assert torch.equal(kernel, kernel.T)
+    torch.testing.assert_close(kernel, kernel.T)
     eigenvalues = torch.linalg.eigvalsh(kernel)
     assert eigenvalues.min() >= -1e-12 * eigenvalues.max()
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,13 @@ def test_operations_under_the_address_sanitizer(tmp_path):
     shutil.copy(compile_operations(*flags), tmp_path / "sgdkern" / "_lib" / "cpu.so")
     # Python itself is linked to neither library, and must have both before it loads torch.
     preloaded = [runtime_library(name) for name in ("libasan.so", "libstdc++.so")]
-    options = {"LD_PRELOAD": ":".join(preloaded), "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in CALLERS)]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | options, capture_output=True, text=True, check=False)
+    checks = "detect_leaks=0:alloc_dealloc_mismatch=0:allocator_may_return_null=1"
+    environment = os.environ | {"LD_PRELOAD": ":".join(preloaded), "ASAN_OPTIONS": checks}
+    run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    found = run([sys.executable, "-c", "from sgdkern.ops import LIBRARIES; print(LIBRARIES['cpu'].reason)"])
+    assert found.stdout == "None\n", found.stdout + found.stderr
+    options = ["-q", "-p", "no:cacheprovider", "--capture=sys"]  # a sanitizer writes to the process's own output
+    done = run([sys.executable, "-m", "pytest", *options, *(f"tests/{name}" for name in CALLERS)])
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[:10000]
 
 

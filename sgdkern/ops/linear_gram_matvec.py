@@ -57,7 +57,8 @@ def linear_gram_matvec(inputs: Tensor, output_grads: Tensor, constant_column: bo
     """
     dtype = torch.promote_types(inputs.dtype, torch.float32)
     a, d = inputs.to(dtype), output_grads.to(dtype)
-    columns = [(a.square().sum(1) + float(constant_column)) * d.square().sum(1)]
+    squares = d.double().square().sum(1)  # which leave float32's range where a loss saturates
+    columns = [((a.square().sum(1) + float(constant_column)) * squares).to(dtype)]
     for weight in weights.unbind(1):
         scaled = d * weight[:, None]
         outputs = a @ (a.T @ scaled) + float(constant_column) * scaled.sum(0)
