@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from sgdkern.layers import DECOMPOSITIONS, LAYERS, Layer
+from sgdkern.pooling import SAME
 
 _REPETITIONS = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
 # What may put samples into an order of their own: names of functions and methods without trailing underscores.
@@ -122,7 +123,7 @@ class Recorder(TorchFunctionMode):
         if all(id(tensor) in self.constants for tensor in tensors) and not self._meets_samples(func, args):
             return self._constant(func, args, kwargs, met)
         if not met:
-            return func(*args, **kwargs)
+            return SAME.get(func, func)(*args, **kwargs)
         layer = LAYERS.get(func)
         if layer is None:
             inner = DECOMPOSITIONS.get(func) or _without_guard(func)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from native import dev_module
 from torch.utils._pytree import tree_map_only
 
-from sgdkern.ops import LIBRARIES, OPS, gram
+from sgdkern.ops import LIBRARIES, OPS, gram, max_places
 
 ROOT = Path(__file__).parents[1]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -103,12 +103,31 @@ def thin_product_in_extended_precision(matrix, vectors):
     return a @ x
 
 
+def max_places_one_by_one(inputs, kernel, stride, padding, ceil_mode):
+    """The numbers of one window at a time, in order."""
+    shape = max_places.reference(inputs.to("meta"), kernel, stride, padding, ceil_mode).shape
+    x, places = inputs.double().numpy(), np.zeros(shape, np.int64)
+    for n, c, *output in np.ndindex(*shape):
+        corner = [o * step - border for o, step, border in zip(output, stride, padding)]
+        rows, columns = (
+            range(max(0, first), min(first + window, size))
+            for first, window, size in zip(corner, kernel, inputs.shape[2:])
+        )
+        window = [(i * inputs.shape[3] + j, x[n, c, i, j]) for i in rows for j in columns]
+        no_numbers = [place for place, value in window if value != value]
+        best = max(value for _, value in window)
+        first = next((place for place, value in window if value == best), None)
+        places[(n, c, *output)] = no_numbers[-1] if no_numbers else first
+    return places
+
+
 ORACLES = {
     "gram": gram_in_extended_precision,
     "gram_matvec": gram_matvec_in_extended_precision,
     "gram_positions": gram_positions_in_extended_precision,
     "linear_gram_matvec": linear_gram_matvec_in_extended_precision,
     "matvec": matvec_in_extended_precision,
+    "max_places": max_places_one_by_one,
     "minibatch_norms": minibatch_norms_in_extended_precision,
     "patch_gradients": patch_gradients_in_extended_precision,
     "patch_gram": patch_gram_in_extended_precision,
@@ -136,6 +155,9 @@ def assert_accurate(op, args, result, loss=None):
     reference = op.reference(*args)
     assert result.dtype == reference.dtype
     assert result.shape == truth.shape
+    if not result.is_floating_point():
+        assert np.array_equal(result.cpu().numpy(), truth)
+        return
 
     def error(values):
         return np.abs(values.double().cpu().numpy() - truth).max()

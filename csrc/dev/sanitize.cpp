@@ -4,6 +4,7 @@
 #include "../cpu/gram_matvec.h"
 #include "../cpu/gram_positions.h"
 #include "../cpu/linear_gram_matvec.h"
+#include "../cpu/max_places.h"
 #include "../cpu/patch_gradients.h"
 #include "../cpu/patch_gram.h"
 #include "../cpu/patch_gram_matvec.h"
@@ -302,6 +303,40 @@ bool check_thin(int64_t rows, InstructionSet set) {
   return true;
 }
 
+// Planes in an allocation of their size, windows of any size that hold a number.
+template <class T, class Source>
+bool check_places(int64_t num_planes) {
+  sgdkern::Pool pool;
+  const int64_t common = uniform(2, 3);
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t size = uniform(1, 40), kernel = uniform(0, 1) ? common : uniform(1, 6), stride = uniform(1, 3);
+    const int64_t padding = std::max(uniform(0, kernel / 2), size < kernel ? (kernel - size + 1) / 2 : int64_t{0});
+    if (2 * padding > kernel) return check_places<T, Source>(num_planes);
+    pool.kernel[axis] = kernel, pool.stride[axis] = stride, pool.padding[axis] = padding, pool.inputs[axis] = size;
+    pool.outputs[axis] = (size + 2 * padding - kernel) / stride + 1;
+  }
+  const int64_t size = pool.inputs[0] * pool.inputs[1], count = pool.outputs[0] * pool.outputs[1];
+  const Factor<Source> planes(1, num_planes * size);
+  std::vector<int64_t> places(num_planes * count, -1);
+  sgdkern::max_places<T>(planes.memory.data(), num_planes, pool, kThreads, places.data());
+  for (int64_t p = 0; p < num_planes; ++p) {
+    for (int64_t o = 0; o < count; ++o) {
+      const auto rows = sgdkern::span(pool, 0, o / pool.outputs[1]), columns = sgdkern::span(pool, 1, o % pool.outputs[1]);
+      const int64_t place = places[p * count + o], row = place / pool.inputs[1], column = place % pool.inputs[1];
+      bool right = rows.first <= row && row < rows.last && columns.first <= column && column < columns.last;
+      const auto number = [&](int64_t at) { return sgdkern::widen<T>(planes.memory[p * size + at]); };
+      for (int64_t i = rows.first; right && i < rows.last; ++i) {
+        for (int64_t j = columns.first; j < columns.last; ++j) right &= !(number(i * pool.inputs[1] + j) > number(place));
+      }
+      if (!right) {
+        std::printf("places, %ld planes: wrong\n", long(num_planes));
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -327,7 +362,10 @@ int main() {
                               check_positions<float, sgdkern::Float16>(num_samples, set),
                               check_patches<float>(num_samples, set),
                               check_patches<double>(num_samples, set), check_thin<float>(num_samples, set),
-                              check_thin<double>(num_samples, set)}) {
+                              check_thin<double>(num_samples, set), check_places<float, float>(num_samples),
+                              check_places<double, double>(num_samples),
+                              check_places<float, sgdkern::BFloat16>(num_samples),
+                              check_places<float, sgdkern::Float16>(num_samples)}) {
         ++(done ? passed : failed);
       }
     }

@@ -9,6 +9,7 @@ In reading order:
     patch_gram: the same from such gradients, a convolution's or a sequence layer's, which are never stored whole.
     gram_matvec, patch_gram_matvec: the diagonals of both, and their products with a few vectors, without either.
     linear_gram_matvec: the same for a layer with few outputs, by products with its factors.
+    max_places: where the largest number of each window is, most of what max pooling costs before a network's gradients.
     thin_product: a large matrix times a block of vectors, what an iteration on a stored Gram matrix is made of.
 """
 
@@ -17,6 +18,7 @@ from sgdkern.ops.gram_matvec import gram_matvec
 from sgdkern.ops.gram_positions import gram_positions
 from sgdkern.ops.linear_gram_matvec import linear_gram_matvec
 from sgdkern.ops.matvec import matvec
+from sgdkern.ops.max_places import max_places
 from sgdkern.ops.minibatch_norms import minibatch_norms
 from sgdkern.ops.patch_gradients import patch_gradients
 from sgdkern.ops.patch_gram import patch_gram
@@ -35,6 +37,7 @@ __all__ = [
     "gram_positions",
     "linear_gram_matvec",
     "matvec",
+    "max_places",
     "minibatch_norms",
     "patch_gradients",
     "patch_gram",
