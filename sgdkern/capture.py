@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from sgdkern.columns import Entry, Whole
 from sgdkern.explicit import explicit_gradients
 from sgdkern.factors import Explicit
-from sgdkern.footprint import samples_at_once
+from sgdkern.footprint import pass_size, samples_at_once
 from sgdkern.gradient_matrix import UNUSED, GradientMatrix
+from sgdkern.gram_routes import compact
 from sgdkern.losses import Loss, loss_identity, unreduced
+from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
-from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, part_of, slices_of
+from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, leaves, part_of, slices_of
 from sgdkern.recorded_pass import Pass, check_gradients, entries, gradients, located, recorded
 from sgdkern.recorder import Site
 from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
@@ -55,8 +58,10 @@ def per_sample_gradients(
             arguments, a dict its keyword arguments.
         targets: as ``inputs``; what the loss compares with.
         params: None for all parameters that require gradients, names, or a predicate on names.
-        chunk_size: samples run at a time; None runs all together. The result is the same (but for the masks of random
-            layers, which are drawn chunk by chunk); peak memory is lower.
+        chunk_size: samples run at a time; None runs all together, or large images on a CPU in chunks whose memory is
+            there already, and keeps gradients of their convolutions where these are fewer numbers than the factors. The
+            result is the same (but for the masks of random layers, which are drawn chunk by chunk); peak memory is
+            lower.
         memory_budget: bytes for the factors of all samples, which are kept, and for the pass of one chunk: chooses
             ``chunk_size``. Explicit gradients (see ``coverage``) come on top.
         batch_loss: a second form, ``batch_loss(model, batch)`` giving losses [N], for models that compute their own
@@ -92,6 +97,8 @@ def per_sample_gradients(
         )
     if memory_budget is not None:
         chunk_size = samples_at_once(problem, memory_budget)
+    elif chunk_size is None and _has_images(problem) and (size := pass_size(problem)) is not None:
+        return captured_in_chunks(problem, size)
     size = problem.num_samples if chunk_size is None else chunk_size
     if size < 1:
         raise ValueError(f"per_sample_gradients: chunk_size must be at least 1, got {size}.")
@@ -212,6 +219,38 @@ def captured(problem: Problem) -> GradientMatrix:
     return GradientMatrix(
         tuple(placed), slices_of(problem.tracked), at_least_single(seen.losses.detach()), outputs_of(seen), coverage
     )
+
+
+def _has_images(problem: Problem) -> bool:
+    """Whether there may be convolutions, which alone gain by chunks here: other models are not weighed for it."""
+    return any(tensor.ndim > 3 and tensor.is_floating_point() for tensor in leaves(problem.batch))
+
+
+def captured_in_chunks(problem: Problem, size: int) -> GradientMatrix:
+    """G from passes over about so many samples at a time, whose gradients are kept in as few numbers as they take."""
+    parts: list[GradientMatrix] = []
+    count = -(-problem.num_samples // size)
+    bounds = [problem.num_samples * number // count for number in range(count + 1)]  # none of one sample: squeeze()
+    for start, stop in pairwise(bounds):
+        with preserve(problem.model):  # the samples are taken inside, where inference mode is off
+            chunk = chunk_of(problem, start, stop)
+            seen = recorded(chunk)
+            plan = plan_for(chunk, seen)
+            losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)
+            coverage = coverage_of(chunk, seen.recorder.sites, plan)
+            placed: list[Entry] = []
+            give_away(
+                seen,
+                located(seen, plan.layouts),
+                plan.explicit,
+                lambda some, kept=placed: kept.extend(  # type: ignore[misc]
+                    dataclasses.replace(entry, factors=compact(entry.factors)) for entry in some
+                ),
+            )
+            placed += explicit_entries(chunk, plan, seen.dtype)
+        check_gradients(placed, chunk.numbers)
+        parts.append(GradientMatrix(tuple(placed), slices_of(problem.tracked), losses, outputs, coverage))
+    return GradientMatrix.stack(parts, consume=True)
 
 
 def explicit_entries(problem: Problem, plan: Plan, dtype: torch.dtype) -> list[Entry]:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from sgdkern.capture import BatchLoss, Params, captured, chunk_of, coverage_of, explicit_entries, outputs_of, posed
+from sgdkern.capture import (
+    BatchLoss,
+    Params,
+    captured,
+    captured_in_chunks,
+    chunk_of,
+    coverage_of,
+    explicit_entries,
+    outputs_of,
+    posed,
+)
 from sgdkern.columns import Entry
 from sgdkern.factors import Dense
 from sgdkern.footprint import footprint, pass_size
 from sgdkern.full_precision import full_precision
 from sgdkern.gradient_matrix import GradientMatrix
-from sgdkern.gram_routes import compact
 from sgdkern.losses import Loss
 from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
@@ -158,7 +166,7 @@ def gram_matrix(
         if tiling is not None:
             return _tiled(problem, *tiling)
         size = pass_size(problem)
-        return _whole(problem) if size is None else _in_chunks(problem, size)
+        return _whole(problem) if size is None else _of(captured_in_chunks(problem, size))
 
 
 class _Sum:
@@ -213,6 +221,11 @@ def _whole(problem: Problem) -> GramMatrix:
         return _formed(problem, seen, plan_for(problem, seen))
 
 
+def _of(gradients: GradientMatrix) -> GramMatrix:
+    """K of gradients at hand, which are let go."""
+    return GramMatrix(gradients.gram(), gradients.parameters, gradients.losses, gradients.outputs, gradients.coverage)
+
+
 def _formed(problem: Problem, seen: Pass, plan: Plan) -> GramMatrix:
     """K from one recorded pass."""
     losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)
@@ -223,34 +236,6 @@ def _formed(problem: Problem, seen: Pass, plan: Plan) -> GramMatrix:
         check_gradients([entry], problem.numbers)
         total.add([entry])
     return GramMatrix(total.finish(), slices_of(problem.tracked), losses, outputs, coverage)
-
-
-def _in_chunks(problem: Problem, size: int) -> GramMatrix:
-    """K from passes over some samples at a time, whose gradients are kept in as few numbers as they take."""
-    parts: list[GradientMatrix] = []
-    count = -(-problem.num_samples // size)
-    bounds = [problem.num_samples * number // count for number in range(count + 1)]  # none of one sample: squeeze()
-    for start, stop in pairwise(bounds):
-        with preserve(problem.model):  # the samples are taken inside, where inference mode is off
-            chunk = chunk_of(problem, start, stop)
-            seen = recorded(chunk)
-            plan = plan_for(chunk, seen)
-            losses, outputs = at_least_single(seen.losses.detach()), outputs_of(seen)
-            coverage = coverage_of(chunk, seen.recorder.sites, plan)
-            entries: list[Entry] = []
-            give_away(
-                seen,
-                located(seen, plan.layouts),
-                plan.explicit,
-                lambda placed, kept=entries: kept.extend(  # type: ignore[misc]
-                    dataclasses.replace(entry, factors=compact(entry.factors)) for entry in placed
-                ),
-            )
-            entries += explicit_entries(chunk, plan, seen.dtype)
-        check_gradients(entries, chunk.numbers)
-        parts.append(GradientMatrix(tuple(entries), slices_of(problem.tracked), losses, outputs, coverage))
-    together = GradientMatrix.stack(parts, consume=True)
-    return GramMatrix(together.gram(), together.parameters, together.losses, together.outputs, together.coverage)
 
 
 def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:

@@ -86,6 +86,14 @@ def test_large_outputs_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found.losses, expected.losses)
     torch.testing.assert_close(found.outputs, expected.outputs)
     assert found.coverage == expected.coverage
+    kept = per_sample_gradients(model, *batch)
+    assert [type(entry.factors).__name__ for entry in kept.entries].count("Patches") < [
+        type(entry.factors).__name__ for entry in expected.entries
+    ].count("Patches")
+    torch.testing.assert_close(kept.dense(), expected.dense())
+    torch.testing.assert_close(kept.losses, expected.losses)
+    assert kept.coverage == expected.coverage
+    assert len(per_sample_gradients(model, *batch, chunk_size=50).entries) == len(expected.entries)
     assert pass_size(posed(model, *batch, None, None, None, 7)) is None
     fixed = nn.Sequential(model, nn.Unflatten(0, (50, 1)), nn.Flatten())
     assert pass_size(posed(fixed, *batch, None, None, None, None)) is None
