@@ -30,7 +30,7 @@ class _MaxPool(torch.autograd.Function):
         return inputs.flatten(2).gather(2, places.flatten(2)).view_as(places)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient at these places."""
         inputs, places = ctx.saved_tensors
         found = torch.ops.aten.max_pool2d_with_indices_backward(grad, inputs, *ctx.window, places)
