@@ -1,24 +1,16 @@
 // The arithmetic of linear_gram_matvec.h for one instruction set; see instruction_sets.inl.
 
-// Vectors from feature `first` on of some rows of A, in their place or in a copy: there the constant column lies behind the
-// inputs, and zeros behind it.
+// Vectors from feature `first` on of some rows of A, in their place or in a copy.
 template <class T, int Vectors, class Source>
 SGDKERN_INLINE Strided<T> features_of(const Layer<Source>& layer, int64_t row, int64_t rows, int64_t first, T* copy) {
   constexpr int width = Vectors * Shape<T>::kLanes;
   const Source* from = layer.inputs + row * layer.inputs_stride + first;
-  const int64_t count = std::min<int64_t>(width, layer.in_features - first);
+  const int64_t left = layer.in_features - first;
   if constexpr (std::is_same_v<T, Source>) {
-    if (count == width) return {from, layer.inputs_stride};
+    if (left >= width) return {from, layer.inputs_stride};
   }
   for (int64_t r = 0; r < rows; ++r, from += layer.inputs_stride) {
-    T* to = copy + r * width;
-    if (count == width) {
-      for (int k = 0; k < width; ++k) to[k] = widen<T>(from[k]);
-      continue;
-    }
-    std::fill(to, to + width, T{0});
-    for (int64_t k = 0; k < count; ++k) to[k] = widen<T>(from[k]);
-    if (layer.constant_column) to[count] = T{1};  // then there is room: vectors are counted with it
+    copy_features(from, left, width, layer.constant_column, copy + r * width);
   }
   return {copy, width};
 }

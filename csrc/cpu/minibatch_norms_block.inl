@@ -4,15 +4,6 @@ constexpr int kSide = SGDKERN_ROWS > 4 ? 5 : 3;  // 25 sums and 6 operands in 32
 constexpr int kPairs = kSide * kSide;
 constexpr int kMembers = 8 * kSide;  // of a minibatch at a time: two chunks of so many rows fit a first-level cache
 
-template <class T, class Source>
-SGDKERN_INLINE typename Shape<T>::Vector load_row(const Source* row) {
-  T values[Shape<T>::kLanes];
-  for (int k = 0; k < Shape<T>::kLanes; ++k) values[k] = widen<T>(row[k]);
-  typename Shape<T>::Vector vector;
-  std::memcpy(&vector, values, sizeof(values));
-  return vector;
-}
-
 // Sums of the lanes of kLanes vectors: lane i of the first is the sum of vector i.
 template <class T>
 SGDKERN_INLINE void sum_lanes(typename Shape<T>::Vector (&vectors)[Shape<T>::kLanes]) {
@@ -51,12 +42,12 @@ SGDKERN_INLINE void add_features(const Source* const* left, const Source* const*
   typename Shape<T>::Vector operand[kSide];
 #pragma GCC unroll 5
   for (int j = 0; j < kSide; ++j) {
-    operand[j] = load_row<T>(right[j] + at);
+    operand[j] = load<T>(right[j] + at);
     if (Masked) operand[j] = masked<T>(operand[j], mask);
   }
 #pragma GCC unroll 5
   for (int i = 0; i < kSide; ++i) {
-    typename Shape<T>::Vector row = load_row<T>(left[i] + at);
+    typename Shape<T>::Vector row = load<T>(left[i] + at);
     if (Masked) row = masked<T>(row, mask);
 #pragma GCC unroll 5
     for (int j = 0; j < kSide; ++j) sums[i][j] += row * operand[j];
@@ -106,18 +97,6 @@ struct Factor {
 template <class T>
 constexpr int64_t kChunk = kWideVectors * Shape<T>::kLanes;  // features at a time
 
-// to [count, width] = features `first` ... of members' rows, widened, with zeros behind the last.
-template <class T, class Source>
-SGDKERN_INLINE void gather(const Factor<Source>& factor, const int64_t* members, int64_t count, int64_t first,
-                           int64_t width, T* to) {
-  const int64_t there = std::min(width, factor.features - first);
-  for (int64_t i = 0; i < count; ++i, to += width) {
-    const Source* from = factor.first + members[i] * factor.stride + first;
-    for (int64_t k = 0; k < there; ++k) to[k] = widen<T>(from[k]);
-    for (int64_t k = there; k < width; ++k) to[k] = factor.constant_column && k == there ? 1 : 0;
-  }
-}
-
 // Rows wherever they are, from some place on.
 template <class T>
 struct Gathered {
@@ -130,14 +109,17 @@ struct Gathered {
 template <class T, class Source>
 SGDKERN_INLINE void point(const Factor<Source>& factor, const int64_t* members, int64_t count, int64_t first, int64_t width,
                           T* copy, const T** rows) {
+  const int64_t left = factor.features - first;
   if constexpr (std::is_same_v<T, Source>) {
-    if (first + width <= factor.features) {
+    if (left >= width) {
       for (int64_t i = 0; i < count; ++i) rows[i] = factor.first + members[i] * factor.stride + first;
       return;
     }
   }
-  gather(factor, members, count, first, width, copy);
-  for (int64_t i = 0; i < count; ++i) rows[i] = copy + i * width;
+  for (int64_t i = 0; i < count; ++i, copy += width) {
+    copy_features(factor.first + members[i] * factor.stride + first, left, width, factor.constant_column, copy);
+    rows[i] = copy;
+  }
 }
 
 // Up to kSteps, so that `count` falls into parts of about one size: 25 into five of 5, where 1 is left of four of 6.

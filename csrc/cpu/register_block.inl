@@ -12,11 +12,30 @@ SGDKERN_INLINE void with_count(int64_t count, const Body& body) {
   body.template operator()<Most>();
 }
 
-template <class T>
-SGDKERN_INLINE typename Shape<T>::Vector load(const T* from) {
+// Numbers one behind the other, widened where they must be: a loop over those of type T keeps sums out of registers.
+template <class T, class Source>
+SGDKERN_INLINE typename Shape<T>::Vector load(const Source* from) {
   typename Shape<T>::Vector vector;
-  std::memcpy(&vector, from, sizeof(vector));
+  if constexpr (std::is_same_v<T, Source>) {
+    std::memcpy(&vector, from, sizeof(vector));
+  } else {
+    T numbers[Shape<T>::kLanes];
+    for (int k = 0; k < Shape<T>::kLanes; ++k) numbers[k] = widen<T>(from[k]);
+    std::memcpy(&vector, numbers, sizeof(vector));
+  }
   return vector;
+}
+
+// to [width]: the `count` features of a row that are left, up to `width`, widened; then a constant one, and zeros.
+template <class T, class Source>
+SGDKERN_INLINE void copy_features(const Source* from, int64_t count, int64_t width, bool constant_column, T* to) {
+  if (count >= width) {
+    for (int64_t k = 0; k < width; ++k) to[k] = widen<T>(from[k]);
+    return;
+  }
+  std::fill(to, to + width, T{0});
+  for (int64_t k = 0; k < count; ++k) to[k] = widen<T>(from[k]);
+  if (constant_column) to[count] = T{1};
 }
 
 // Rows at equal distances.
