@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import types
+from cmath import isfinite
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,11 @@ def _checked(losses: Tensor) -> Tensor:
     return losses
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite: their sum tells in one pass, and only a sum that overflows asks for each."""
+    return isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
 def check_losses(losses: Any, num_samples: int, numbers: Tensor | None = None) -> Tensor:
     """Losses as they must be: [N], floating point, finite, part of an autograd graph.
 
@@ -173,8 +179,8 @@ def check_losses(losses: Any, num_samples: int, numbers: Tensor | None = None) -
             "per_sample_gradients: losses must be part of an autograd graph, got a tensor without one. "
             "Is something detached, or computed under torch.no_grad, between the parameters and the loss?"
         )
-    bad = (~torch.isfinite(losses.detach())).nonzero()[:, 0].tolist()
-    if bad:
+    if not all_finite(losses.detach()):
+        bad = (~torch.isfinite(losses.detach())).nonzero()[:, 0].tolist()
         first = [place if numbers is None else int(numbers[place]) for place in bad[:10]]
         raise RuntimeError(
             f"per_sample_gradients: losses must be finite, got {losses.detach()[bad[0]].item()} for {len(bad)} of "

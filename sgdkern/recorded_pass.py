@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from sgdkern.columns import Columns, Derived, Entry, Part, Whole
+from sgdkern.full_precision import full_precision
 from sgdkern.kept_memory import keep_freed_memory
-from sgdkern.layers import Call, Layout, Scattered, Unsupported, Use
-from sgdkern.losses import check_losses
+from sgdkern.layers import Call, Layout, Rule, Scattered, Unsupported, Use
+from sgdkern.losses import all_finite, check_losses
 from sgdkern.passing_by import passing_by
 from sgdkern.placement import Place, negligible, row_norms
 from sgdkern.preserve import preserve, random_states
 from sgdkern.problem import Problem, part_of
 from sgdkern.recorder import Recorder, Site
-
-_signature = functools.cache(inspect.signature)
 
 # Largest deviation of log2 of what weights do to a gradient from a whole number.
 WEIGHT_ERROR = 0.05
@@ -193,7 +192,7 @@ def norms(
     passing_by(total, [sites[place].edge for place in places], receive, retain_graph=True)
     if weights is None:
         check_finite(seen, places, found)
-    elif wrong := [place for place, norm in zip(places, found, strict=True) if not _is_finite(norm)]:
+    elif wrong := [place for place, norm in zip(places, found, strict=True) if not all_finite(norm)]:
         raise ValueError(
             f"per_sample_gradients: gradients must leave room for weights of the losses up to {int(weights.max())}, by "
             f"which samples are told apart, but those at {sorted(sites[wrong[0]].parameters)[:3]} overflow in "
@@ -245,20 +244,29 @@ def is_irregular(site: Site, layout: Place, seen: Pass) -> bool:
     return layout == "scattered"
 
 
+@full_precision
 def uses(seen: Pass, site: Site, layout: Layout | Scattered, grad: Tensor) -> list[Use]:
     """What a site's parameters receive, in the pass's dtype."""
     recorder = seen.recorder
     if any(isinstance(value, Tensor) and value.is_complex() for value in (grad, *site.args, *site.kwargs.values())):
         raise Unsupported("complex numbers")
+    if misfit := _misfit(site.layer.rule, len(site.args), tuple(site.kwargs)):
+        raise Unsupported(f"called in a form that its rule does not know ({misfit})")
     call = Call(_widened(grad, seen), layout, recorder.tracked, recorder.unexpanded)
     args = [_widened(arg, seen) for arg in site.args]
     kwargs = {key: _widened(arg, seen) for key, arg in site.kwargs.items()}
-    with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-        try:
-            _signature(site.layer.rule).bind(call, *args, **kwargs)
-        except TypeError as error:
-            raise Unsupported(f"called in a form that its rule does not know ({error})") from error
+    with torch.no_grad():
         return list(site.layer.rule(call, *args, **kwargs))
+
+
+@functools.cache
+def _misfit(rule: Rule, num_args: int, names: tuple[str, ...]) -> str:
+    """Why a rule cannot be called with so many arguments and these names; empty where it can."""
+    try:
+        inspect.signature(rule).bind(None, *[None] * num_args, **dict.fromkeys(names))
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def _widened(value: Any, seen: Pass) -> Any:
@@ -320,7 +328,7 @@ def _derived(tensor: Tensor, names: tuple[str, ...], parameters: Sequence[Tensor
 
 def check_finite(seen: Pass, places: Sequence[int], found: Sequence[Tensor | None]) -> None:
     """Raise where something found at some sites is not finite, naming the parameters and the first samples."""
-    wrong = [place for place, each in zip(places, found, strict=True) if each is not None and not _is_finite(each)]
+    wrong = [place for place, each in zip(places, found, strict=True) if each is not None and not all_finite(each)]
     if wrong:
         names = frozenset[str]().union(*(seen.recorder.sites[place].parameters for place in wrong))
         samples = [] if seen.problem is None else _culprits(seen.problem)
@@ -343,7 +351,7 @@ def _culprits(problem: Problem) -> list[int]:
                 found += some.tolist()
                 continue
             grads = gradients(seen, retain_graph=False)
-        if all(grad is None or _is_finite(grad) for grad in grads):
+        if all(grad is None or all_finite(grad) for grad in grads):
             continue
         if len(some) == 1:
             found += some.tolist()
@@ -356,14 +364,9 @@ def check_gradients(placed: Sequence[Entry], numbers: Tensor | None = None) -> N
     """Raise where a gradient is not finite, naming the parameters and the samples by their numbers in the batch."""
     for entry in placed:
         grads = entry.factors.output_grads
-        if not _is_finite(grads):
+        if not all_finite(grads):
             finite = torch.isfinite(grads.flatten(1)).all(1)
             raise _not_finite(entry.parameters, (~finite).nonzero()[:, 0].tolist(), numbers)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite: their sum tells in one pass, and only a sum that overflows asks for each."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _not_finite(parameters: Collection[str], samples: Sequence[int], numbers: Tensor | None) -> RuntimeError:

@@ -226,12 +226,11 @@ def draw_minibatches(
 def _floyd(num_samples: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Floyd's algorithm for all minibatches at once: B² M / 2 comparisons, whatever N is."""
     num_minibatches, batch_size = shape
-    indices = torch.empty(shape, dtype=torch.int64, device=generator.device)
-    for column, last in enumerate(range(num_samples - batch_size, num_samples)):
-        drawn = torch.randint(last + 1, (num_minibatches,), generator=generator, device=generator.device)
-        taken = (indices[:, :column] == drawn[:, None]).any(1)
-        indices[:, column] = torch.where(taken, last, drawn)
-    return indices
+    members = torch.empty(batch_size, num_minibatches, dtype=torch.int64, device=generator.device)
+    for place, last in enumerate(range(num_samples - batch_size, num_samples)):
+        drawn = members[place].random_(last + 1, generator=generator)
+        drawn.masked_fill_((members[:place] == drawn).any(0), last)
+    return members.T.contiguous()
 
 
 def _minibatch_squared_norms(gram: Tensor, norms: Tensor, indices: Tensor) -> Tensor:

@@ -91,15 +91,15 @@ def _judge(
 ) -> Estimate:
     """The estimate, or the reason why there is none."""
     num_samples = statistics.num_samples
-    estimate = _interval(values, shrink, quantile, reciprocal=parameter.reciprocal)
-    low, high = nan if isnan(estimate.low) else max(estimate.low, 0.0), estimate.high
-    if values.isnan()[0]:
+    if isnan(float(values[0])):
         reason = (
             f"needs more than {num_samples} samples"
             if statistics.pairs is not None or num_samples < 2
             else "needs the Gram matrix: statistics(source, route='gram')"
         )
         return Estimate(nan, nan, nan, nan, reason)
+    estimate = _interval(values, shrink, quantile, reciprocal=parameter.reciprocal)
+    low, high = nan if isnan(estimate.low) else max(estimate.low, 0.0), estimate.high
     if parameter.signal and no_signal:
         return Estimate(nan, nan, low if parameter.reciprocal else nan, inf, no_signal)
     if estimate.value < 0:
@@ -138,7 +138,8 @@ def jackknife_error(leave_one_out: Tensor) -> Tensor:
         A number, []; nan where N = 1.
     """
     count = len(leave_one_out)
-    return (leave_one_out.var(correction=0) * (count - 1)).sqrt() if count > 1 else torch.tensor(nan)
+    length: Tensor = torch.linalg.vector_norm(leave_one_out - leave_one_out.mean())
+    return length * (sqrt((count - 1) / count) if count > 1 else nan)
 
 
 def student_quantile(probability: float, degrees: float) -> float:

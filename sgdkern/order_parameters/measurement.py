@@ -142,7 +142,7 @@ def order_parameters(
     minibatches = None
     if statistics is None:
         weights = None
-        if isinstance(source, GramSource) and num_minibatches > 2 and chosen_route(source, route) == "passes":
+        if num_minibatches > 2 and isinstance(source, GramSource) and chosen_route(source, route) == "passes":
             minibatches = measured_minibatches(
                 source,
                 batch_size=batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf, nan, perm
 
 import torch
 from torch import Tensor
@@ -122,29 +122,27 @@ def population_moments(statistics: Statistics, factor: float, population_size: f
         )
     norms = statistics.squared_norms
     sums = num_samples * statistics.projections - norms  # r
-    count = torch.full((1 + num_samples,), num_samples - 1.0, dtype=torch.float64)
-    count[0] = num_samples
     norm_sum = _leave_one_out(norms.sum(), norms)
     pair_sum = _leave_one_out(sums.sum(), 2 * sums)
-    mean_norm = norm_sum / _falling(count, 1)
-    mean_pair = pair_sum / _falling(count, 2)
+    mean_norm = norm_sum / _falling(num_samples, 1)
+    mean_pair = pair_sum / _falling(num_samples, 2)
     # Shares (n)_k / n^k of ordered choices from the population that are distinct; m = 1 / n.
     m = 1 / population_size
     pairs, triples, quadruples = 1 - m, (1 - m) * (1 - 2 * m), (1 - m) * (1 - 2 * m) * (1 - 3 * m)
-    squared_projection = activity_squared = torch.full_like(count, nan)
+    squared_projection = activity_squared = unknown = torch.full_like(pair_sum, nan)
     if statistics.pairs is not None:
         squares, products = statistics.pairs.row_squares, statistics.pairs.row_products
         triple_sum = _leave_one_out((sums**2 - squares).sum(), sums**2 - squares + 2 * products - 2 * squares)
         square_sum = _leave_one_out(squares.sum(), 2 * squares)
         norm_pair_sum = _leave_one_out((norms * sums).sum(), norms * sums + statistics.pairs.norm_products)
         norm_square_sum = _leave_one_out((norms**2).sum(), norms**2)
-        chain = triple_sum / _falling(count, 3)  # K_ij K_ik
-        square = square_sum / _falling(count, 2)  # K_ij²
-        norm_pair = norm_pair_sum / _falling(count, 2)  # K_ii K_ij
-        norm_square = norm_square_sum / _falling(count, 1)  # K_ii²
-        disjoint = (pair_sum**2 - 4 * triple_sum - 2 * square_sum) / _falling(count, 4)  # K_ij K_kl
-        norm_apart = (pair_sum * norm_sum - 2 * norm_pair_sum) / _falling(count, 3)  # K_ij K_kk
-        norms_apart = (norm_sum**2 - norm_square_sum) / _falling(count, 2)  # K_ii K_jj
+        chain = triple_sum / _falling(num_samples, 3)  # K_ij K_ik
+        square = square_sum / _falling(num_samples, 2)  # K_ij²
+        norm_pair = norm_pair_sum / _falling(num_samples, 2)  # K_ii K_ij
+        norm_square = norm_square_sum / _falling(num_samples, 1)  # K_ii²
+        disjoint = (pair_sum**2 - 4 * triple_sum - 2 * square_sum) / _falling(num_samples, 4)  # K_ij K_kl
+        norm_apart = (pair_sum * norm_sum - 2 * norm_pair_sum) / _falling(num_samples, 3)  # K_ij K_kk
+        norms_apart = (norm_sum**2 - norm_square_sum) / _falling(num_samples, 2)  # K_ii K_jj
         squared_projection = triples * chain + pairs * m * (square + 2 * norm_pair) + m**2 * norm_square
         activity_squared = (
             quadruples * disjoint
@@ -158,7 +156,7 @@ def population_moments(statistics: Statistics, factor: float, population_size: f
         directed_activity=pairs * mean_pair + m * mean_norm,
         directed_activity_squared=activity_squared,
         squared_projection=squared_projection,
-        minibatch_cosine=torch.full_like(count, nan),
+        minibatch_cosine=unknown,
     )
 
 
@@ -167,9 +165,8 @@ def _leave_one_out(total: Tensor, terms: Tensor) -> Tensor:
     return torch.cat([total[None], total - terms])
 
 
-def _falling(count: Tensor, order: int) -> Tensor:
-    """(n)_k = n (n−1) … (n−k+1), nan where that is zero: no such choice exists."""
-    product = torch.ones_like(count)
-    for step in range(order):
-        product = product * (count - step)
-    return torch.where(product > 0, product, torch.full_like(product, nan))
+def _falling(num_samples: int, order: int) -> Tensor:
+    """(n)_k = n (n−1) … (n−k+1) for n = N, then for each N − 1; nan where that is zero: no such choice exists."""
+    product = torch.full((1 + num_samples,), float(perm(num_samples - 1, order)) or nan, dtype=torch.float64)
+    product[0] = float(perm(num_samples, order)) or nan
+    return product
