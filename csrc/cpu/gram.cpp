@@ -13,7 +13,7 @@ Tensor gram_cpu(std::vector<Tensor> inputs, std::vector<Tensor> output_grads, st
   with_types("gram", dtype, [&]<class T, class Source>() {
     const DenseFactors<Source> factors(inputs, output_grads, constant_columns);
     const bool done = gram<T, Source>(factors.layers(), num_samples, best_instruction_set(), kTorchThreads,
-                                      static_cast<T*>(result.mutable_data_ptr()));
+                                      torch::stable::get_num_threads(), static_cast<T*>(result.mutable_data_ptr()));
     STD_TORCH_CHECK(done, "gram: not enough memory for a packed copy of the factors. Use fewer samples.");
   });
   return result;

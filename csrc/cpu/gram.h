@@ -3,7 +3,8 @@
 //
 // Work     N (N + 1) / 2 * sum(I + O) multiply-adds: the lower triangle only, mirrored once.
 // Traffic  every factor is read once and packed once; K is written once. No N x N temporary: each thread keeps three
-//          tiles (147 KiB each in float32), which with the panels in use fit a second-level cache of 1 MiB.
+//          tiles (147 KiB each in float32), which with the panels in use fit a second-level cache of 1 MiB. Where K is much
+//          larger than the factors, two blocks of samples at a time are packed: their panels take a sixteenth of K.
 // Tiling   samples are packed in panels [features, kPanel], so that a row of a panel is what a register block needs
 //          next, whether it serves as the left operand (broadcast) or as the right one (vectors). A block of
 //          kBlockFeatures rows of a right panel stays in the first-level cache while all left panels pass it.
@@ -22,6 +23,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -34,6 +36,8 @@ namespace sgdkern {
 
 constexpr int kTileSamples = 192;      // divisible by twice every panel
 constexpr int kBlockFeatures = 192;    // 24 KiB of a float32 panel at AVX-512; see Numerics
+constexpr int kBlockTiles = 3;         // least side of a block whose factors are packed by themselves
+constexpr int kTilesAThread = 4;       // of two blocks' tiles, at least
 constexpr int kPrefetchFeatures = 64;  // packing reads many rows at once, too many for the hardware's prefetcher
 
 struct BFloat16 {
@@ -90,7 +94,7 @@ struct Kernels {
   int64_t panel;
   void (*pack)(const Source* rows, int64_t stride, int64_t samples, int64_t features, T* packed);
   void (*gram_tile)(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile, int64_t row0,
-                    int64_t column0, Sums<T>& sums, T* gram);
+                    int64_t column0, int64_t row_at, int64_t column_at, Sums<T>& sums, T* gram);
 };
 
 #define SGDKERN_KERNELS "gram_tile.inl"
@@ -149,13 +153,11 @@ class Layout {
   int64_t bytes_ = 0;
 };
 
-// Every layer's factors packed, in the memory that is returned; null when there is none.
-template <class T, class Source, class Parallel>
-std::unique_ptr<Workspace> pack_layers(const std::vector<Layer<Source>>& layers, int64_t num_samples,
-                                       const Kernels<T, Source>& kernels, Parallel&& parallel,
-                                       std::vector<PackedLayer<T>>& packed) {
-  const int64_t num_panels = (num_samples + kernels.panel - 1) / kernels.panel;
-  const int64_t padded = num_panels * kernels.panel;
+// Room for `num_samples` samples of every layer, packed, in the memory that is returned; null when there is none.
+template <class T, class Source>
+std::unique_ptr<Workspace> room_for(const std::vector<Layer<Source>>& layers, int64_t num_samples, int64_t panel,
+                                    std::vector<PackedLayer<T>>& packed) {
+  const int64_t padded = (num_samples + panel - 1) / panel * panel;
   Layout layout;
   std::vector<std::array<int64_t, 2>> places;
   for (const Layer<Source>& layer : layers) {
@@ -169,48 +171,80 @@ std::unique_ptr<Workspace> pack_layers(const std::vector<Layer<Source>>& layers,
                       reinterpret_cast<T*>(workspace->memory() + places[l][1]), layers[l].in_features,
                       layers[l].out_features, layers[l].constant_column});
   }
-  parallel(num_panels, [&](int64_t begin, int64_t end) {
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-      const Layer<Source>& layer = layers[l];
-      for (int64_t panel = begin; panel < end; ++panel) {
-        const int64_t first = panel * kernels.panel;
-        const int64_t samples = std::min(kernels.panel, num_samples - first);
-        kernels.pack(layer.inputs + first * layer.inputs_stride, layer.inputs_stride, samples, layer.in_features,
-                     packed[l].inputs + first * layer.in_features);
-        kernels.pack(layer.output_grads + first * layer.output_grads_stride, layer.output_grads_stride, samples,
-                     layer.out_features, packed[l].output_grads + first * layer.out_features);
-      }
-    }
-  });
   return workspace;
 }
 
-// gram [N, N], from layers of N samples. `parallel(count, body)` calls body(begin, end) on parts of [0, count), on as
-// many threads as it likes. Returns false, with nothing written, when there is no memory for the packed factors.
+// Samples first ... last - 1 of every layer packed, as samples `at` ... of what is packed.
 template <class T, class Source, class Parallel>
-bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, InstructionSet set, Parallel&& parallel,
-          T* result) {
-  const Kernels<T, Source>& kernels = kernels_for<Kernels<T, Source>>(set);
-  std::vector<PackedLayer<T>> packed;
-  std::unique_ptr<Workspace> workspace = pack_layers<T>(layers, num_samples, kernels, parallel, packed);
-  if (!workspace) return false;
-  // Few samples: smaller tiles, so that every thread has some. The sums are the same.
-  const int64_t tile = num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples;
-  const int64_t side = (num_samples + tile - 1) / tile;
-  std::vector<std::array<int64_t, 2>> tiles;
-  for (int64_t i = side; i-- > 0;) {
-    for (int64_t j = 0; j <= i; ++j) tiles.push_back({i * tile, j * tile});
-  }
-  std::atomic<std::size_t> next{0};
-  parallel(static_cast<int64_t>(tiles.size()), [&](int64_t, int64_t) {  // each thread takes the next tile, not a share
-    const std::unique_ptr<Sums<T>> sums(new (std::nothrow) Sums<T>);
-    for (std::size_t at; sums && (at = next++) < tiles.size();) {
-      kernels.gram_tile(packed.data(), static_cast<int64_t>(packed.size()), num_samples, tile, tiles[at][0],
-                        tiles[at][1], *sums, result);
+void pack_samples(const std::vector<Layer<Source>>& layers, int64_t first, int64_t last, const Kernels<T, Source>& kernels,
+                  Parallel&& parallel, int64_t at, const std::vector<PackedLayer<T>>& packed) {
+  parallel((last - first + kernels.panel - 1) / kernels.panel, [&](int64_t begin, int64_t end) {
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const Layer<Source>& layer = layers[l];
+      for (int64_t from = begin * kernels.panel; from < std::min(end * kernels.panel, last - first); from += kernels.panel) {
+        const int64_t row = first + from, samples = std::min(kernels.panel, last - row);
+        kernels.pack(layer.inputs + row * layer.inputs_stride, layer.inputs_stride, samples, layer.in_features,
+                     packed[l].inputs + (at + from) * layer.in_features);
+        kernels.pack(layer.output_grads + row * layer.output_grads_stride, layer.output_grads_stride, samples,
+                     layer.out_features, packed[l].output_grads + (at + from) * layer.out_features);
+      }
     }
   });
+}
+
+// Samples that are packed at a time: all, or a block whose panels, with those of another, take a sixteenth of K, or more
+// where two blocks have too few tiles for all threads. Blocks of fewer than kBlockTiles would cost more than 5 % in packing.
+template <class Source>
+int64_t block_samples(const std::vector<Layer<Source>>& layers, int64_t num_samples, int64_t tile, int64_t num_threads) {
+  double features = 0;
+  for (const Layer<Source>& layer : layers) features += double(layer.in_features) + double(layer.out_features);
+  const double tiles = std::ceil(double(num_samples) * double(num_samples) / (32 * std::max(features, 1.0) * tile));
+  const double block = tile * std::max(tiles, std::ceil(std::sqrt(kTilesAThread * double(num_threads))));
+  return tiles < kBlockTiles || 2 * block >= num_samples ? num_samples : static_cast<int64_t>(block);
+}
+
+// gram [N, N], from layers of N samples. `parallel(count, body)` calls body(begin, end) on parts of [0, count), on up to
+// num_threads threads. Returns false when there is no memory for packed factors or a thread's sums.
+template <class T, class Source, class Parallel>
+bool gram(const std::vector<Layer<Source>>& layers, int64_t num_samples, InstructionSet set, Parallel&& parallel,
+          int64_t num_threads, T* result) {
+  const Kernels<T, Source>& kernels = kernels_for<Kernels<T, Source>>(set);
+  // Few samples: smaller tiles, so that every thread has some. The sums are the same.
+  const int64_t tile = num_samples < 2 * kTileSamples ? kTileSamples / 2 : kTileSamples;
+  const int64_t block = block_samples(layers, num_samples, tile, num_threads);
+  std::vector<PackedLayer<T>> packed;
+  std::unique_ptr<Workspace> workspace =
+      room_for<T>(layers, block < num_samples ? 2 * block : num_samples, kernels.panel, packed);
+  if (!workspace) return false;
+  const auto pack = [&](int64_t first, int64_t at) {
+    pack_samples<T>(layers, first, std::min(first + block, num_samples), kernels, parallel, at, packed);
+  };
+  int64_t rows_at = block, columns_at = 0;  // where a block of rows of K, and one of columns, is among the packed samples
+  pack(0, columns_at);
+  for (int64_t columns = 0; columns < num_samples; columns += block, std::swap(rows_at, columns_at)) {
+    // The last rows first: those that the next columns begin with are there when these columns are done.
+    for (int64_t rows = (num_samples - 1) / block * block; rows >= columns; rows -= block) {
+      const bool diagonal = rows == columns;
+      if (!diagonal) pack(rows, rows_at);
+      const int64_t to_row = (diagonal ? columns_at : rows_at) - rows, to_column = columns_at - columns;
+      std::vector<std::array<int64_t, 2>> tiles;
+      for (int64_t i = (std::min(rows + block, num_samples) - 1) / tile * tile; i >= rows; i -= tile) {
+        for (int64_t j = columns; j <= std::min(i, columns + block - 1); j += tile) tiles.push_back({i, j});
+      }
+      std::atomic<std::size_t> next{0};
+      parallel(static_cast<int64_t>(tiles.size()), [&](int64_t, int64_t) {  // a thread takes the next tile, not a share
+        const std::unique_ptr<Sums<T>> sums(new (std::nothrow) Sums<T>);
+        for (std::size_t at; sums && (at = next++) < tiles.size();) {
+          const auto [i, j] = tiles[at];
+          kernels.gram_tile(packed.data(), static_cast<int64_t>(packed.size()), num_samples, tile, i, j, to_row + i,
+                            to_column + j, *sums, result);
+        }
+      });
+      if (next < tiles.size()) return false;  // no thread had memory for its sums
+    }
+  }
   Workspace::keep(std::move(workspace));
-  return next >= tiles.size();  // else no thread had memory for its sums
+  return true;
 }
 
 }  // namespace sgdkern

@@ -31,8 +31,9 @@ bool gram_matvec(const std::vector<Layer<Source>>& layers, int64_t num_samples, 
   const int64_t side = (num_samples + tile - 1) / tile, padded = side * tile;
   std::vector<PackedLayer<T>> packed;
   // First, so that it gets the memory that is kept.
-  std::unique_ptr<Workspace> workspace = pack_layers<T>(layers, num_samples, kernels, parallel, packed);
+  std::unique_ptr<Workspace> workspace = room_for<T>(layers, num_samples, kernels.panel, packed);
   if (!workspace) return false;
+  pack_samples<T>(layers, 0, num_samples, kernels, parallel, 0, packed);
   Layout layout;
   const int64_t places[] = {layout.place(num_columns, padded, sizeof(T)),
                             layout.place(side * num_columns, padded, sizeof(double)),

@@ -136,33 +136,34 @@ SGDKERN_INLINE void product(const T* left, const T* right, int64_t features, int
   } while (k < features);
 }
 
-// The tile of K with its first row and column at (row0, column0), in sums.total; on the diagonal its lower half only.
+// A tile of K in sums.total, on the diagonal its lower half only; its first row and column are samples row_at and column_at
+// of those that are packed.
 template <class T>
-SGDKERN_INLINE void sum_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t rows, int64_t columns, int64_t row0,
-                             int64_t column0, Sums<T>& sums) {
+SGDKERN_INLINE void sum_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t rows, int64_t columns,
+                             int64_t row_at, int64_t column_at, Sums<T>& sums) {
   using S = Shape<T>;
-  const bool diagonal = row0 == column0;
+  const bool diagonal = row_at == column_at;
   const int64_t row_panels = (rows + S::kPanel - 1) / S::kPanel;
   const int64_t column_panels = (columns + S::kPanel - 1) / S::kPanel;
   Sink<T> sink{sums.first, sums.second, sums.total, T{0}, false, false, false, true};
   for (const PackedLayer<T>* layer = layers; layer != layers + num_layers; ++layer) {
     const int64_t in = layer->in_features, out = layer->out_features;
     sink.constant = layer->constant_column ? T{1} : T{0};
-    product<T>(layer->inputs + row0 * in, layer->inputs + column0 * in, in, row_panels, column_panels, diagonal, sink,
-               true);
-    product<T>(layer->output_grads + row0 * out, layer->output_grads + column0 * out, out, row_panels, column_panels,
-               diagonal, sink, false);
+    product<T>(layer->inputs + row_at * in, layer->inputs + column_at * in, in, row_panels, column_panels, diagonal,
+               sink, true);
+    product<T>(layer->output_grads + row_at * out, layer->output_grads + column_at * out, out, row_panels,
+               column_panels, diagonal, sink, false);
     sink.first_layer = false;
   }
 }
 
-// That tile written to K, with its mirror image.
+// That tile written to K, where its first row and column are row0 and column0, with its mirror image.
 template <class T>
 SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile,
-                              int64_t row0, int64_t column0, Sums<T>& sums, T* gram) {
+                              int64_t row0, int64_t column0, int64_t row_at, int64_t column_at, Sums<T>& sums, T* gram) {
   const bool diagonal = row0 == column0;
   const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
-  sum_tile<T>(layers, num_layers, rows, columns, row0, column0, sums);
+  sum_tile<T>(layers, num_layers, rows, columns, row_at, column_at, sums);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t count = diagonal ? i + 1 : columns;
     std::memcpy(gram + (row0 + i) * num_samples + column0, sums.total + i * kTileSamples, count * sizeof(T));

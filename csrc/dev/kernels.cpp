@@ -69,7 +69,7 @@ py::array_t<T> gram(const Arrays<T>& inputs, const Arrays<T>& output_grads, cons
   const std::vector<sgdkern::Layer<T>> layers = layers_of(inputs, output_grads, constant_columns);
   const int64_t num_samples = inputs.at(0).shape(0);
   py::array_t<T> result({num_samples, num_samples});
-  if (!sgdkern::gram<T, T>(layers, num_samples, set_of(name), Threads{num_threads}, result.mutable_data())) {
+  if (!sgdkern::gram<T, T>(layers, num_samples, set_of(name), Threads{num_threads}, num_threads, result.mutable_data())) {
     throw std::bad_alloc();
   }
   return result;

@@ -49,23 +49,34 @@ struct Factor {
   }
 };
 
+constexpr int64_t kNumThreads = 2;
+
 const auto kThreads = [](int64_t count, const auto& body) {
   std::thread other([&] { body(0, count / 2); });
   body(count / 2, count);
   other.join();
 };
 
-// One to three layers of random widths.
+using Widths = std::vector<std::array<int64_t, 2>>;  // inputs and outputs of each layer
+
+Widths random_widths() {
+  Widths widths(uniform(1, 3));
+  for (auto& [in, out] : widths) {
+    in = uniform(0, 1) ? uniform(0, 20) : uniform(300, 800);
+    out = uniform(0, 40);
+  }
+  return widths;
+}
+
 template <class Source>
 struct Network {
   std::vector<Factor<Source>> inputs, output_grads;
   std::vector<sgdkern::Layer<Source>> layers;
-  explicit Network(int64_t num_samples) {
-    const int64_t num_layers = uniform(1, 3);
-    inputs.reserve(num_layers), output_grads.reserve(num_layers);
-    for (int64_t l = 0; l < num_layers; ++l) {
-      const Factor<Source>& a = inputs.emplace_back(num_samples, uniform(0, 1) ? uniform(0, 20) : uniform(300, 800));
-      const Factor<Source>& d = output_grads.emplace_back(num_samples, uniform(0, 40));
+  explicit Network(int64_t num_samples, const Widths& widths = random_widths()) {
+    inputs.reserve(widths.size()), output_grads.reserve(widths.size());
+    for (const auto& [in, out] : widths) {
+      const Factor<Source>& a = inputs.emplace_back(num_samples, in);
+      const Factor<Source>& d = output_grads.emplace_back(num_samples, out);
       layers.push_back(
           {a.memory.data(), d.memory.data(), a.features, d.features, a.stride, d.stride, bool(uniform(0, 1))});
     }
@@ -80,10 +91,10 @@ struct Network {
 };
 
 template <class T, class Source>
-bool check(int64_t num_samples, InstructionSet set) {
-  const Network<Source> network(num_samples);
+bool check(int64_t num_samples, InstructionSet set, const Widths& widths = random_widths()) {
+  const Network<Source> network(num_samples, widths);
   std::vector<T> result(num_samples * num_samples);
-  if (!sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, result.data())) return false;
+  if (!sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, kNumThreads, result.data())) return false;
   for (int probe = 0; probe < 50 && num_samples; ++probe) {
     const int64_t i = uniform(0, num_samples - 1), j = uniform(0, num_samples - 1);
     const double truth = network.product(i, j), scale = std::sqrt(network.product(i, i) * network.product(j, j)) + 1e-30;
@@ -133,7 +144,7 @@ bool check_gram_matvec(int64_t num_samples, InstructionSet set) {
   const int64_t num_columns = uniform(0, 3);
   const std::vector<T> weights = random_weights<T>(num_samples * num_columns);
   std::vector<T> gram(num_samples * num_samples), result(num_samples * (1 + num_columns));
-  return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, gram.data()) &&
+  return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, kNumThreads, gram.data()) &&
          sgdkern::gram_matvec<T, Source>(network.layers, num_samples, weights.data(), num_columns, set, kThreads,
                                          result.data()) &&
          check_products(result, gram, weights, num_samples, num_columns);
@@ -146,7 +157,7 @@ bool check_linear(int64_t num_samples, InstructionSet set) {
   const int64_t num_columns = uniform(0, 3);
   const std::vector<T> weights = random_weights<T>(num_samples * num_columns);
   std::vector<T> gram(num_samples * num_samples), result(num_samples * (1 + num_columns));
-  return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, gram.data()) &&
+  return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, kNumThreads, gram.data()) &&
          sgdkern::linear_gram_matvec<T, Source>(network.layers[0], num_samples, weights.data(), num_columns, set, kThreads,
                                                 result.data()) &&
          check_products(result, gram, weights, num_samples, num_columns);
@@ -343,6 +354,7 @@ int main() {
   int passed = 0, failed = 0;
   for (const auto& [set, name] : sgdkern::kInstructionSets) {
     if (!sgdkern::is_supported(set)) continue;
+    ++(check<float, float>(1201, set, {{53, 31}, {4, 2}}) ? passed : failed);  // packed in three blocks
     for (const int64_t num_samples : {0, 1, 2, 13, 31, 32, 33, 95, 97, 193, 384, 389}) {
       for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
                               check<float, sgdkern::BFloat16>(num_samples, set),
