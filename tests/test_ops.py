@@ -300,6 +300,18 @@ def test_gram_is_symmetric_and_positive_semidefinite():
     assert eigenvalues.min() >= -1e-12 * eigenvalues.max()
 
 
+def test_gram_of_many_samples_is_that_of_fewer():
+    factors = [torch.randn(1301, width, generator=torch.Generator().manual_seed(width)) for width in (53, 31, 4)]
+    whole = gram(factors[:-1], factors[1:], [True, False])  # packed in blocks
+    fewer = [factor[:1000] for factor in factors]  # and at once
+    assert torch.equal(whole[:1000, :1000], gram(fewer[:-1], fewer[1:], [True, False]))
+    wide = [factor.double() for factor in factors]
+    truth = gram.reference(wide[:-1], wide[1:], [True, False])
+    plain = gram.reference(factors[:-1], factors[1:], [True, False])
+    rounding = torch.finfo(whole.dtype).eps * truth.abs().max()
+    assert (whole - truth).abs().max() <= 2 * (plain - truth).abs().max() + rounding
+
+
 def test_gram_keeps_what_is_not_finite_where_it_is():
     inputs, output_grads, constant_columns = factors(50, (6, 5))
     inputs[0][7, 2] = float("nan")

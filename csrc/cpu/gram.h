@@ -36,7 +36,7 @@ namespace sgdkern {
 
 constexpr int kTileSamples = 192;      // divisible by twice every panel
 constexpr int kBlockFeatures = 192;    // 24 KiB of a float32 panel at AVX-512; see Numerics
-constexpr int kBlockTiles = 3;         // least side of a block whose factors are packed by themselves
+constexpr int kBlockTiles = 2;         // least side of a block whose factors are packed by themselves
 constexpr int kTilesAThread = 4;       // of two blocks' tiles, at least
 constexpr int kPrefetchFeatures = 64;  // packing reads many rows at once, too many for the hardware's prefetcher
 
@@ -198,7 +198,7 @@ template <class Source>
 int64_t block_samples(const std::vector<Layer<Source>>& layers, int64_t num_samples, int64_t tile, int64_t num_threads) {
   double features = 0;
   for (const Layer<Source>& layer : layers) features += double(layer.in_features) + double(layer.out_features);
-  const double tiles = std::ceil(double(num_samples) * double(num_samples) / (32 * std::max(features, 1.0) * tile));
+  const double tiles = std::floor(double(num_samples) * double(num_samples) / (32 * std::max(features, 1.0) * tile));
   const double block = tile * std::max(tiles, std::ceil(std::sqrt(kTilesAThread * double(num_threads))));
   return tiles < kBlockTiles || 2 * block >= num_samples ? num_samples : static_cast<int64_t>(block);
 }

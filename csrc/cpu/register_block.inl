@@ -61,12 +61,21 @@ SGDKERN_INLINE void add_block(const Numbers& numbers, int64_t across, const Rows
   }
 }
 
+// Lanes of a vector, first half plus second, in float64, until one is left.
+template <class Vector, std::size_t... I>
+SGDKERN_INLINE double sum_of_halves(const Vector& vector, std::index_sequence<I...>) {
+  constexpr int half = sizeof...(I);
+  if constexpr (half == 1) {
+    return double(vector[0]) + double(vector[1]);
+  } else {
+    typedef double Half __attribute__((vector_size(half * sizeof(double))));
+    const Half sums = __builtin_convertvector(__builtin_shufflevector(vector, vector, I...), Half) +
+                      __builtin_convertvector(__builtin_shufflevector(vector, vector, (half + I)...), Half);
+    return sum_of_halves(sums, std::make_index_sequence<half / 2>{});
+  }
+}
+
 template <class T>
 SGDKERN_INLINE double sum_of_lanes(const typename Shape<T>::Vector& vector) {
-  double sums[Shape<T>::kLanes];
-  for (int k = 0; k < Shape<T>::kLanes; ++k) sums[k] = double(vector[k]);
-  for (int half = Shape<T>::kLanes / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
-  }
-  return sums[0];
+  return sum_of_halves(vector, std::make_index_sequence<Shape<T>::kLanes / 2>{});
 }

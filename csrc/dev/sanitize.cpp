@@ -354,7 +354,7 @@ int main() {
   int passed = 0, failed = 0;
   for (const auto& [set, name] : sgdkern::kInstructionSets) {
     if (!sgdkern::is_supported(set)) continue;
-    ++(check<float, float>(1201, set, {{53, 31}, {4, 2}}) ? passed : failed);  // packed in three blocks
+    ++(check<float, float>(1201, set, {{53, 31}, {4, 2}}) ? passed : failed);  // packed in blocks
     for (const int64_t num_samples : {0, 1, 2, 13, 31, 32, 33, 95, 97, 193, 384, 389}) {
       for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
                               check<float, sgdkern::BFloat16>(num_samples, set),
