@@ -26,7 +26,7 @@ from sgdkern.preserve import preserve
 from sgdkern.problem import Batch, Problem, at_least_single, count_samples, forward, leaves, part_of, slices_of
 from sgdkern.recorded_pass import Pass, check_gradients, entries, gradients, located, recorded
 from sgdkern.recorder import Site
-from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
+from sgdkern.study import TELLING_SAMPLES, Plan, plan_for
 
 BatchLoss = Callable[[nn.Module, Batch], Tensor]
 Params = Sequence[str] | Callable[[str], bool] | None
@@ -102,7 +102,7 @@ def per_sample_gradients(
     size = problem.num_samples if chunk_size is None else chunk_size
     if size < 1:
         raise ValueError(f"per_sample_gradients: chunk_size must be at least 1, got {size}.")
-    few = min(STUDY_SAMPLES, problem.num_samples)
+    few = min(TELLING_SAMPLES, problem.num_samples)
     if size < few:  # chunks of one sample cannot show that samples are coupled: a chunk that can goes first
         captured(part_of(problem, torch.arange(few)))
     parts = []
@@ -229,7 +229,7 @@ def _has_images(problem: Problem) -> bool:
 def captured_in_chunks(problem: Problem, size: int) -> GradientMatrix:
     """G from passes over about so many samples at a time, whose gradients are kept in as few numbers as they take."""
     parts: list[GradientMatrix] = []
-    count = -(-problem.num_samples // size)
+    count = max(1, min(-(-problem.num_samples // size), problem.num_samples // TELLING_SAMPLES))
     bounds = [problem.num_samples * number // count for number in range(count + 1)]  # none of one sample: squeeze()
     for start, stop in pairwise(bounds):
         with preserve(problem.model):  # the samples are taken inside, where inference mode is off

@@ -42,12 +42,14 @@ class Footprint:
         factors: inputs and output gradients of the layers, in at least single precision: what a gradient matrix keeps.
         largest: the largest layer's output.
         outputs: what the model returns, where that is one tensor.
+        by_sample: whether that has a row a sample.
     """
 
     activations: int
     factors: int
     largest: int
     outputs: int
+    by_sample: bool
 
     @property
     def ordinary(self) -> int:
@@ -85,7 +87,8 @@ def footprint(problem: Problem, *, num_samples: int = WEIGHED_SAMPLES) -> Footpr
         hidden = _Hidden(weigh)
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda held: held), hidden:
             seen = recorded(few)
-        returned = seen.outputs.nbytes if isinstance(seen.outputs, Tensor) else 0
+        returned = seen.outputs if isinstance(seen.outputs, Tensor) else torch.empty(few.num_samples, 0)
+        by_sample = returned.shape[:1] == (few.num_samples,)
         inputs: dict[Any, int] = {}  # layers share the factors of what they share; scattered rows are put together anew
         outputs = []
         places = located(seen, plan_for(few, seen).layouts)
@@ -102,8 +105,10 @@ def footprint(problem: Problem, *, num_samples: int = WEIGHED_SAMPLES) -> Footpr
         del seen
         return footprint(problem, num_samples=UNLIKE_SAMPLES)
     activations = sum(saved.values()) + max(hidden.sizes.values(), default=0)
-    whole = activations, sum(inputs.values()) + sum(outputs), max(outputs, default=0), returned
-    return Footprint(*(-(-size // few.num_samples) for size in whole))
+    factors = sum(inputs.values()) + sum(outputs)
+    sizes = activations, factors, max(outputs, default=0), returned.nbytes
+    activations, factors, largest, returned_bytes = (-(-size // few.num_samples) for size in sizes)
+    return Footprint(activations, factors, largest, returned_bytes, by_sample)
 
 
 class _Hidden(TorchDispatchMode):
@@ -165,7 +170,7 @@ def pass_size(problem: Problem) -> int | None:
         while len(known) > _REMEMBERED:
             known.pop(next(iter(known)))
     num_samples = problem.num_samples
-    if num_samples * weight.largest <= LARGE_OUTPUT:
+    if num_samples * weight.largest <= LARGE_OUTPUT or not weight.by_sample:
         return None
     parts = -(-num_samples * weight.largest // CHUNK_OUTPUT)
     size = max(WEIGHED_SAMPLES, -(-num_samples // parts))

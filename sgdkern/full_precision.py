@@ -25,7 +25,7 @@ def full_precision(function: Callable[_Args, _Result]) -> Callable[_Args, _Resul
     @functools.wraps(function)
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         with ExitStack() as stack:
-            for device in ("cpu", "cuda"):
+            for device in ("cpu", "cuda", "mps", "xpu"):
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             return function(*args, **kwargs)

@@ -356,13 +356,11 @@ class GradientMatrix(Shaped):
             entries = tuple(
                 Entry(Explicit(rows[:, columns]), (Whole((name,)),)) for name, columns in first.parameters.items()
             )
-        outputs = [part.outputs for part in parts if part.outputs is not None]
-        together = len(outputs) == len(parts) and len({output.shape[1:] for output in outputs}) == 1
         return dataclasses.replace(
             first,
             entries=entries,
             losses=torch.cat([part.losses for part in parts]),
-            outputs=torch.cat(outputs) if together else None,
+            outputs=joined_outputs(parts),
             coverage={  # a layer that some parts do not use has the route of those that do
                 name: min((part.coverage[name] for part in parts), key=lambda route: route.startswith(UNUSED))
                 for name in first.coverage
@@ -423,6 +421,13 @@ class GradientMatrix(Shaped):
             slices[name] = slice(start, start := start + columns.stop - columns.start)
         coverage = {name: self.coverage[name] for name in names if name in self.coverage}
         return dataclasses.replace(self, entries=tuple(entries), parameters=slices, coverage=coverage, _cache={})
+
+
+def joined_outputs(parts: Sequence[GradientMatrix]) -> Tensor | None:
+    """What the model returned for all samples, where that is a row a sample in all parts, of one shape."""
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    by_sample = all(part.outputs is not None and part.outputs.shape[:1] == part.losses.shape for part in parts)
+    return torch.cat(outputs) if by_sample and len({output.shape[1:] for output in outputs}) == 1 else None
 
 
 def _restricted(entries: Iterable[Entry], names: Iterable[str]) -> list[Entry]:

@@ -25,7 +25,7 @@ from sgdkern.columns import Entry
 from sgdkern.factors import Dense
 from sgdkern.footprint import footprint, pass_size
 from sgdkern.full_precision import full_precision
-from sgdkern.gradient_matrix import GradientMatrix
+from sgdkern.gradient_matrix import GradientMatrix, joined_outputs
 from sgdkern.losses import Loss
 from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
@@ -33,7 +33,7 @@ from sgdkern.problem import Batch, Problem, at_least_single, part_of, slices_of
 from sgdkern.recorded_pass import Pass, check_gradients, located, recorded
 from sgdkern.source import Shaped
 from sgdkern.speaker import speaking_as
-from sgdkern.study import STUDY_SAMPLES, Plan, plan_for
+from sgdkern.study import TELLING_SAMPLES, Plan, plan_for
 from sgdkern.tiled_gram import cross_gram
 
 
@@ -246,7 +246,7 @@ def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:
     room = budget - 2 * size - 2 * num_samples * weight.outputs  # K, and the part of it that one layer adds
     if num_samples * weight.capture <= room:
         return None
-    least = min(STUDY_SAMPLES, num_samples)
+    least = min(TELLING_SAMPLES, num_samples)
     block = room // max(1, 2 * (weight.capture + weight.factors))
     if block < least:
         needed = 2 * size + 2 * num_samples * weight.outputs + 2 * least * (weight.capture + weight.factors)
@@ -260,7 +260,7 @@ def _tiling(problem: Problem, budget: int) -> tuple[int, int] | None:
 
 def _tiled(problem: Problem, size: int, held_at_once: int) -> GramMatrix:
     """K block by block: a band of blocks is held while all later ones pass by."""
-    few = captured(part_of(problem, torch.arange(min(STUDY_SAMPLES, problem.num_samples))))
+    few = captured(part_of(problem, torch.arange(min(TELLING_SAMPLES, problem.num_samples))))
     gram = torch.zeros(problem.num_samples, problem.num_samples, dtype=few.dtype, device=few.device)
     starts = range(0, problem.num_samples, size)
     spans = [slice(start, min(start + size, problem.num_samples)) for start in starts]
@@ -277,11 +277,10 @@ def _tiled(problem: Problem, size: int, held_at_once: int) -> GramMatrix:
             if number < first + held_at_once:
                 gram[columns, columns] = block.gram()
                 held.append((columns, block))
-    outputs = [block.outputs for block in seen if block.outputs is not None]
     return GramMatrix(
         gram,
         slices_of(problem.tracked),
         torch.cat([block.losses for block in seen]),
-        torch.cat(outputs) if len(outputs) == len(seen) else None,
+        joined_outputs(seen),
         few.coverage,
     )

@@ -27,7 +27,9 @@ class _MaxPool(torch.autograd.Function):
         places = ops.max_places(inputs, kernel, stride, padding, ceil_mode)
         ctx.save_for_backward(inputs, places)  # a checkpoint that runs again by torch's must find the same
         ctx.window = kernel, stride, padding, (1, 1), ceil_mode
-        return inputs.flatten(2).gather(2, places.flatten(2)).view_as(places)
+        values = inputs.new_empty(places.shape)  # no view of another, which nobody could change in place
+        torch.gather(inputs.flatten(2), 2, places.flatten(2), out=values.flatten(2))
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,11 +62,21 @@ def max_pool2d(
     Returns:
         The largest number of each window.
     """
-    no_stride = stride is None or stride == () or stride == []
-    window = _pair(kernel_size), _pair(kernel_size if no_stride else stride), _pair(padding), ceil_mode
-    if _pair(dilation) != (1, 1) or return_indices or not _is_plain(input, *window):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
-    return _MaxPool.apply(input, *window)  # type: ignore[no-untyped-call]
+    given = kernel_size, kernel_size if stride is None or _is_empty(stride) else stride, padding, dilation
+    if all(map(_is_size, given)) and type(ceil_mode) is bool and not return_indices:
+        kernel, step, border, apart = map(_pair, given)
+        if apart == (1, 1) and _is_plain(input, kernel, step, border, ceil_mode):
+            return _MaxPool.apply(input, kernel, step, border, ceil_mode)  # type: ignore[no-untyped-call]
+    return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and not value
+
+
+def _is_size(value: Any) -> bool:
+    """A plain number, or some: of anything else torch knows whether it is one."""
+    return type(value) is int or (isinstance(value, (tuple, list)) and all(type(number) is int for number in value))
 
 
 def _pair(value: Any) -> Pair:
@@ -75,8 +87,10 @@ def _pair(value: Any) -> Pair:
 
 def _is_plain(inputs: Tensor, *window: Any) -> bool:
     """Whether torch's slow way would be taken, and neither a subclass, autocast nor a transform changes what it is."""
-    plain = type(inputs) is Tensor and inputs.device.type == "cpu" and ops.max_places.is_compiled("cpu")
-    if not plain or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+    plain = type(inputs) is Tensor and inputs.device.type == "cpu" and inputs.layout == torch.strided
+    if not plain or not ops.max_places.is_compiled("cpu") or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return False
     try:
         ops.max_places.check(inputs, *window)

@@ -45,6 +45,8 @@ from sgdkern.speaker import speaker
 
 # The study's samples; their weights 2, 4, 8 are powers of two, so that weighting is exact in floating point.
 STUDY_SAMPLES = 3
+# A pass over these at least tells whether losses depend on the size of the batch: it has another than the study's.
+TELLING_SAMPLES = STUDY_SAMPLES + 1
 # Rounding of a sum whose terms cancel (the bias of a difference), in units of the norm of its terms.
 CANCELLATION = 32
 # Largest relative difference from autograd that still counts as agreement: rounding in a deep network in each dtype. In
@@ -81,10 +83,9 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     state = state_of(problem.model, problem.tracked, seen)
     what = (signatures, tuple(problem.tracked), problem.loss_key, problem.seed is None, state)
     known = _plans.setdefault(problem.model, {})
-    # More samples tell more, and a last small batch learns from them. A pass over the study's samples alone, as a
-    # footprint's, does not tell whether losses depend on the size of the batch: a larger one is studied again.
-    studied = min(problem.num_samples, STUDY_SAMPLES + 1)
-    for count in range(STUDY_SAMPLES + 1, studied - 1, -1):
+    # More samples tell more, and a last small batch learns from them; a pass over fewer is studied again.
+    studied = min(problem.num_samples, TELLING_SAMPLES)
+    for count in range(TELLING_SAMPLES, studied - 1, -1):
         if (what, count) in known and holds(seen, known[what, count].layouts):
             return known[what, count]
     plan = _studied(problem, seen, signatures)

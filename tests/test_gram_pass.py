@@ -1,5 +1,6 @@
 """K formed during the backward pass, in G's place (that it is G's K, on every model case: test_gradient_matrix)."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -116,6 +117,34 @@ def test_no_chunk_is_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(gram_matrix(model, *batch).gram(), expected.gram())
 
 
+def test_outputs_of_another_form_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of [2, N, 4] are not put together along the first axis."""
+    monkeypatch.setattr("sgdkern.footprint.LARGE_OUTPUT", 2**10)
+    monkeypatch.setattr("sgdkern.footprint.CHUNK_OUTPUT", 2**13)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 4))
+    inputs, targets = torch.randn(12, 1, 8, 8), torch.arange(12) % 4
+    loss = nn.CrossEntropyLoss(reduction="none")
+    expected = per_sample_gradients(model, loss, inputs, targets, chunk_size=12).dense()
+    returning_two = _Returning(model, lambda out: torch.stack([out, out]))
+    batch = (lambda out, y: loss(out[0], y)), inputs, targets
+    twice = per_sample_gradients(returning_two, *batch)
+    assert twice.outputs is not None
+    assert twice.outputs.shape == (2, 12, 4)
+    torch.testing.assert_close(twice.dense(), expected)
+    assert per_sample_gradients(returning_two, *batch, chunk_size=6).outputs is None
+
+
+class _Returning(nn.Module):
+    """A model whose output is made something else."""
+
+    def __init__(self, model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.change(self.model(inputs))
+
+
 @pytest.mark.parametrize("size", [None, 7])
 def test_losses_that_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
     """They are refused, also after the few samples that a footprint is taken from."""
@@ -211,3 +240,20 @@ def test_seeded_masks_are_not_shared_between_threads() -> None:
     with ThreadPoolExecutor(2) as pool:
         for seed, found in zip(seeds, pool.map(measure, seeds), strict=True):
             assert torch.equal(found, alone[seed])
+
+
+@pytest.mark.parametrize("chunks", [{}, {"chunk_size": 1}, {"chunk_size": 3}])
+def test_losses_that_depend_on_the_batch_size_in_small_chunks(
+    monkeypatch: pytest.MonkeyPatch, chunks: dict[str, int]
+) -> None:
+    """No more samples than the study compares would not tell; where few fit, more are run."""
+    for module in ("capture", "gram_pass"):
+        monkeypatch.setattr(f"sgdkern.{module}.pass_size", lambda problem: footprint(problem) and 3)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 4))
+    batch = torch.randn(8, 1, 8, 8), torch.arange(8) % 4
+    divided = lambda out, y: nn.functional.cross_entropy(out, y, reduction="none") / len(y)  # noqa: E731
+    with pytest.raises(ValueError, match="divides by their number"):
+        per_sample_gradients(model, divided, *batch, **chunks)
+    if not chunks:
+        with pytest.raises(ValueError, match="divides by their number"):
+            gram_matrix(model, divided, *batch)

@@ -1,5 +1,6 @@
 """pooling: torch's max pooling to the bit, values and gradients, and every other call left to torch."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -67,12 +68,16 @@ def test_what_is_no_number_wins():
         {"kernel_size": 2, "stride": -1},
         {"kernel_size": 2, "padding": -1},
         {"kernel_size": 0},
+        {"kernel_size": True},
+        {"kernel_size": 2.0},
+        {"kernel_size": 2, "stride": "2"},
+        {"kernel_size": 2, "ceil_mode": 1},
     ],
 )
 def test_errors_are_torch_s(args):
     said = []
     for function in (max_pool2d, F.max_pool2d):
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises((RuntimeError, TypeError)) as caught:
             function(images(2, 3, 8, 8), **args)
         said.append(str(caught.value))
     assert said[0] == said[1]
@@ -82,10 +87,34 @@ def test_calls_that_torch_answers():
     x = images(3, 8, 8)
     assert torch.equal(max_pool2d(x, 2), F.max_pool2d(x, 2))  # no batch
     assert torch.equal(max_pool2d(x[None].int(), 2), F.max_pool2d(x[None].int(), 2))
+    for size in (np.int64(2), (np.int64(2), 2)):
+        assert torch.equal(max_pool2d(x[None], size), F.max_pool2d(x[None], 2))
+    assert torch.equal(max_pool2d(x[None], 2, stride=2**31 - 1), F.max_pool2d(x[None], 2, stride=2**31 - 1))
+    assert torch.equal(max_pool2d(x[None], 2, stride=[]), F.max_pool2d(x[None], 2))
     values, places = max_pool2d(x[None], 2, return_indices=True)
     assert torch.equal(places, F.max_pool2d(x[None], 2, return_indices=True)[1])
     assert torch.equal(values, F.max_pool2d(x[None], 2))
     assert torch.equal(torch.vmap(lambda one: max_pool2d(one, 2))(x[None, None]), F.max_pool2d(x, 2)[None, None])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, of its formulas
+def test_torch_differentiates_forwards():
+    x = images(2, 3, 8, 8)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert torch.autograd.forward_ad.unpack_dual(max_pool2d(dual, 2)).tangent.eq(1).all()
+
+
+@pytest.mark.parametrize("first", [nn.Conv2d(2, 3, 3), nn.Identity()])
+def test_its_values_may_change_in_place(first):
+    torch.manual_seed(0)
+    model = nn.Sequential(first, nn.MaxPool2d(2), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(4))
+    x, y = images(5, 2, 8, 8) - 0.3, torch.arange(5) % 4
+    model(x)
+    rows = sgdkern.per_sample_gradients(model, nn.CrossEntropyLoss(), x, y).dense()
+    for n in range(5):
+        grads = torch.autograd.grad(F.cross_entropy(model(x[n : n + 1]), y[n : n + 1]), list(model.parameters()))
+        torch.testing.assert_close(rows[n], torch.cat([grad.flatten() for grad in grads]))
 
 
 class Checkpointed(nn.Module):

@@ -47,8 +47,8 @@ bool patch_gradients(const PatchLayer<Source>& layer, int64_t num_samples, Instr
         packed.form(chunks, c, inputs, output_grads, gradients);
         const int64_t taps = chunks.taps(c);
         for (int64_t o = 0; o < chunks.outputs(c); ++o) {
-          kernels_for<RowKernels<T>>(set).unpack(gradients + o * taps * panel, taps, samples,
-                                         result + first * row + (chunks.output(c) + o) * num_taps + chunks.tap(c), row);
+          T* const rows = result + first * row + (chunks.output(c) + o) * num_taps + chunks.tap(c);
+          kernels_for<RowKernels<T>>(set).unpack(gradients + o * taps * panel, taps, samples, rows, row);
         }
       }
     }

@@ -87,4 +87,4 @@ SGDKERN_TARGET void apply_panel(const T* gradients, int64_t features, const T* v
 
 template <class T>
 constexpr PatchMatvecKernels<T> kFamily<PatchMatvecKernels<T>> = {Shape<T>::kLanes, add_panel<T>, sum_features<T>,
-                                                                          apply_panel<T>};
+                                                                  apply_panel<T>};

@@ -68,4 +68,4 @@ SGDKERN_TARGET void thin_columns(const T* columns, int64_t stride, int64_t featu
 
 template <class T>
 constexpr ThinKernels<T> kFamily<ThinKernels<T>> = {thin_rows<T, kThinRows<T>>, thin_rows<T, 1>, thin_columns<T>,
-                                                            kThinRows<T>, kThinColumns<T>};
+                                                    kThinRows<T>, kThinColumns<T>};

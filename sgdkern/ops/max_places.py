@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from sgdkern.ops.gram import DTYPES
 from sgdkern.ops.registry import Arguments, Cost, op
 
+# The largest window and stride: products of sizes then fit 64 bits.
+MOST = 2**30
+
 
 def _check(
     inputs: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
@@ -18,9 +21,12 @@ def _check(
         raise ValueError(f"max_places: inputs must be [N, C, H, W], got {list(inputs.shape)}.")
     if inputs.dtype not in DTYPES:
         raise NotImplementedError(f"max_places: dtype must be one of {list(map(str, DTYPES))}, got {inputs.dtype}.")
-    if len(kernel) != 2 or len(stride) != 2 or len(padding) != 2 or min(*kernel, *stride) < 1:
+    pairs = len(kernel) == len(stride) == len(padding) == 2
+    if not pairs or min(*kernel, *stride) < 1 or max(*kernel, *stride) > MOST:
         sizes = f"{list(kernel)}, {list(stride)} and {list(padding)}"
-        raise ValueError(f"max_places: kernel, stride and padding must be pairs of positive numbers, got {sizes}.")
+        raise ValueError(
+            f"max_places: kernel, stride and padding must be pairs of positive numbers up to {MOST}, got {sizes}."
+        )
     for size, window, border in zip(inputs.shape[2:], kernel, padding, strict=True):
         if not (0 <= 2 * border <= window <= size + 2 * border and size):
             raise ValueError(

@@ -129,7 +129,8 @@ def population_moments(statistics: Statistics, factor: float, population_size: f
     # Shares (n)_k / n^k of ordered choices from the population that are distinct; m = 1 / n.
     m = 1 / population_size
     pairs, triples, quadruples = 1 - m, (1 - m) * (1 - 2 * m), (1 - m) * (1 - 2 * m) * (1 - 3 * m)
-    squared_projection = activity_squared = unknown = torch.full_like(pair_sum, nan)
+    unknown = torch.full_like(pair_sum, nan)
+    squared_projection, activity_squared = unknown, unknown
     if statistics.pairs is not None:
         squares, products = statistics.pairs.row_squares, statistics.pairs.row_products
         triple_sum = _leave_one_out((sums**2 - squares).sum(), sums**2 - squares + 2 * products - 2 * squares)
