@@ -91,6 +91,8 @@ def plan_for(problem: Problem, seen: Pass) -> Plan:
     plan = _studied(problem, seen, signatures)
     if not holds(seen, plan.layouts):
         plan = _study(problem, seen)
+    if plan.explicit and not any((what, count) in known for count in range(1, studied)):
+        _tell(plan.explicit)
     known[what, studied] = plan
     while len(known) > PLANS_KEPT:
         known.pop(next(iter(known)))
@@ -258,14 +260,17 @@ def _study(problem: Problem, seen: Pass) -> Plan:
     found = examine(problem.model, problem.tracked, seen)
     if not found.unexplained:
         return Plan(found.layouts, {})
-    method = _explicit_method(problem, found)
-    listed = ", ".join(f"{name} ({reason})" for name, reason in list(found.unexplained.items())[:8])
+    return Plan(found.layouts, found.unexplained, _explicit_method(problem, found))
+
+
+def _tell(explicit: Mapping[str, str]) -> None:
+    """Warn of parameters with explicit gradients."""
+    listed = ", ".join(f"{name} ({reason})" for name, reason in list(explicit.items())[:8])
     warnings.warn(
-        f"{speaker()}: explicit per-sample gradients for {len(found.unexplained)} parameters without a fast "
-        f"route: {listed}. The result is exact; it takes more time and memory.",
+        f"{speaker()}: explicit per-sample gradients for {len(explicit)} parameters without a fast route: {listed}. "
+        "The result is exact; it takes more time and memory.",
         stacklevel=_level_outside(),
     )
-    return Plan(found.layouts, found.unexplained, method)
 
 
 def _refusal(

@@ -134,6 +134,29 @@ def test_outputs_of_another_form_run_whole(monkeypatch: pytest.MonkeyPatch) -> N
     assert per_sample_gradients(returning_two, *batch, chunk_size=6).outputs is None
 
 
+def test_chunks_warn_once_of_explicit_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples weighed before are studied before, too."""
+    monkeypatch.setattr("sgdkern.footprint.LARGE_OUTPUT", 2**10)
+    monkeypatch.setattr("sgdkern.footprint.CHUNK_OUTPUT", 2**13)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), _Distances())
+    batch = nn.CrossEntropyLoss(), torch.randn(12, 1, 8, 8), torch.arange(12) % 4
+    with pytest.warns(UserWarning, match="3.centres") as told:
+        per_sample_gradients(model, *batch)
+    assert len(told) == 1
+    gram_matrix(model, *batch)  # a warning would be an error here
+
+
+class _Distances(nn.Module):
+    """Of each sample from four centres."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(4, 27))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(inputs, self.centres)
+
+
 class _Returning(nn.Module):
     """A model whose output is made something else."""
 
