@@ -8,12 +8,12 @@ Two routes lead to the same numbers. *gram* sums the N × N matrix K = G Gᵀ wh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from sgdkern.losses import all_finite
 from sgdkern.partition import Groups, partition
 from sgdkern.source import GradientSource, GramSource
 
@@ -326,10 +326,8 @@ def _group_means(names: tuple[str, ...], weights: Tensor, gram: Tensor, squared_
 
 
 def _refuse_non_finite(squared_norms: Tensor) -> None:
-    if isfinite(float(squared_norms.sum())):
-        return
-    broken = (~squared_norms.isfinite()).nonzero().flatten().tolist()
-    if broken:
+    if not all_finite(squared_norms):
+        broken = (~squared_norms.isfinite()).nonzero().flatten().tolist()
         raise ValueError(
             f"statistics: every per-sample gradient must be finite, got {len(broken)} that are not, first samples "
             f"{broken[:5]}. Look at these samples' losses, or lower the learning rate."

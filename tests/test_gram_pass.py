@@ -120,16 +120,17 @@ def test_no_chunk_is_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_outputs_of_another_form_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of [2, N, 4] are not put together along the first axis."""
     monkeypatch.setattr("sgdkern.footprint.LARGE_OUTPUT", 2**10)
-    monkeypatch.setattr("sgdkern.footprint.CHUNK_OUTPUT", 2**13)
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 4))
-    inputs, targets = torch.randn(12, 1, 8, 8), torch.arange(12) % 4
+    monkeypatch.setattr("sgdkern.footprint.CHUNK_OUTPUT", 2**12)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4))
+    inputs, targets = torch.randn(60, 1, 8, 8), torch.arange(60) % 4
     loss = nn.CrossEntropyLoss(reduction="none")
-    expected = per_sample_gradients(model, loss, inputs, targets, chunk_size=12).dense()
+    assert pass_size(posed(model, loss, inputs, targets, None, None, None, None)) is not None
+    expected = per_sample_gradients(model, loss, inputs, targets, chunk_size=60).dense()
     returning_two = _Returning(model, lambda out: torch.stack([out, out]))
     batch = (lambda out, y: loss(out[0], y)), inputs, targets
     twice = per_sample_gradients(returning_two, *batch)
     assert twice.outputs is not None
-    assert twice.outputs.shape == (2, 12, 4)
+    assert twice.outputs.shape == (2, 60, 4)
     torch.testing.assert_close(twice.dense(), expected)
     assert per_sample_gradients(returning_two, *batch, chunk_size=6).outputs is None
 
