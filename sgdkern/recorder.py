@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from sgdkern.layers import DECOMPOSITIONS, LAYERS, Layer
-from sgdkern.pooling import SAME
+from sgdkern.substitutes import SUBSTITUTES
 
 _REPETITIONS = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
 # What may put samples into an order of their own: names of functions and methods without trailing underscores.
@@ -123,7 +123,7 @@ class Recorder(TorchFunctionMode):
         if all(id(tensor) in self.constants for tensor in tensors) and not self._meets_samples(func, args):
             return self._constant(func, args, kwargs, met)
         if not met:
-            return SAME.get(func, func)(*args, **kwargs)
+            return SUBSTITUTES.get(func, func)(*args, **kwargs)
         layer = LAYERS.get(func)
         if layer is None:
             inner = DECOMPOSITIONS.get(func) or _without_guard(func)
@@ -131,7 +131,7 @@ class Recorder(TorchFunctionMode):
                 with self:
                     return inner(*args, **kwargs)
         versions = [(tensor, tensor._version) for tensor in tensors if id(tensor) in self.constants]
-        out = func(*args, **kwargs)
+        out = SUBSTITUTES.get(func, func)(*args, **kwargs)
         for tensor, version in versions:
             if tensor._version != version:  # written to in place with samples: no constant any more
                 self.constants.pop(id(tensor), None)

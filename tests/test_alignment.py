@@ -118,4 +118,8 @@ def test_minibatches_are_uniform_and_leave_the_global_generator_alone():
         assert ((off - 6000 * pair) / math.sqrt(6000 * pair * (1 - pair))).abs().max() < 5.5
     assert draw_minibatches(5, 9, 4, replacement=True).max() < 5
     assert torch.equal(draw_minibatches(40, 3, 8), draw_minibatches(40, 3, 8))
+    draw_minibatches(40, 3, 8).zero_()  # whoever changes what was drawn changes nobody else's
+    assert draw_minibatches(40, 3, 8).any()
+    fresh = torch.Generator().manual_seed(0)
+    assert torch.equal(draw_minibatches(40, 3, 8), draw_minibatches(40, 3, 8, generator=fresh))
     assert torch.equal(torch.get_rng_state(), before)

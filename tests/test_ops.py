@@ -103,6 +103,11 @@ def thin_product_in_extended_precision(matrix, vectors):
     return a @ x
 
 
+def narrow_linear_in_extended_precision(inputs, weight, bias):
+    x, w = (tensor.double().numpy().astype(np.longdouble) for tensor in (inputs, weight))
+    return x @ w.T + (0 if bias is None else bias.double().numpy())
+
+
 def max_places_one_by_one(inputs, kernel, stride, padding, ceil_mode):
     """The numbers of one window at a time, in order."""
     shape = max_places.reference(inputs.to("meta"), kernel, stride, padding, ceil_mode).shape
@@ -129,6 +134,7 @@ ORACLES = {
     "matvec": matvec_in_extended_precision,
     "max_places": max_places_one_by_one,
     "minibatch_norms": minibatch_norms_in_extended_precision,
+    "narrow_linear": narrow_linear_in_extended_precision,
     "patch_gradients": patch_gradients_in_extended_precision,
     "patch_gram": patch_gram_in_extended_precision,
     "patch_gram_matvec": patch_gram_matvec_in_extended_precision,
@@ -241,6 +247,7 @@ CPP_TYPES = {
     "std::vector<Tensor>": "Tensor[]",
     "std::vector<bool>": "bool[]",
     "Tensor": "Tensor",
+    "std::optional<Tensor>": "Tensor?",
     "bool": "bool",
     "std::vector<int64_t>": "SymInt[]",
     "int64_t": "int",

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sgdkern
 from sgdkern import ops
-from sgdkern.pooling import max_pool2d
+from sgdkern.substitutes.pooling import max_pool2d
 
 compiled = pytest.mark.skipif(not ops.max_places.is_compiled("cpu"), reason="the CPU library is not built")
 

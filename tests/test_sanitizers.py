@@ -19,6 +19,7 @@ CALLERS = [
     "test_minibatch_norms.py",
     "test_ops.py",
     "test_patch_gradients.py",
+    "test_narrow_linear.py",
     "test_thin_product.py",
 ]
 

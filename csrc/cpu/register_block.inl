@@ -79,3 +79,87 @@ template <class T>
 SGDKERN_INLINE double sum_of_lanes(const typename Shape<T>::Vector& vector) {
   return sum_of_halves(vector, std::make_index_sequence<Shape<T>::kLanes / 2>{});
 }
+
+constexpr int kSide = SGDKERN_ROWS > 4 ? 5 : 3;  // 25 sums and 6 operands in 32 registers, or 9 and 4 in 16
+constexpr int kPairs = kSide * kSide;
+
+// Sums of the lanes of kLanes vectors: lane i of the first is the sum of vector i.
+template <class T>
+SGDKERN_INLINE void sum_lanes(typename Shape<T>::Vector (&vectors)[Shape<T>::kLanes]) {
+#pragma GCC unroll 4
+  for (int half = Shape<T>::kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      typename Shape<T>::Vector low, high;
+      interleave(vectors[i], vectors[i + half], low, high, std::make_index_sequence<Shape<T>::kLanes>{});
+      vectors[i] = low + high;
+    }
+  }
+}
+
+// All ones from lane `first` on, as a vector's bits.
+template <class T>
+SGDKERN_INLINE typename Shape<T>::Vector lanes_from(int64_t first) {
+  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  Bits bits[Shape<T>::kLanes];
+  for (int k = 0; k < Shape<T>::kLanes; ++k) bits[k] = k >= first ? -1 : 0;
+  typename Shape<T>::Vector vector;
+  std::memcpy(&vector, bits, sizeof(bits));
+  return vector;
+}
+
+template <class T>
+SGDKERN_INLINE typename Shape<T>::Vector masked(typename Shape<T>::Vector vector, typename Shape<T>::Vector mask) {
+  typedef int64_t Bits __attribute__((vector_size(SGDKERN_VECTOR_BYTES)));
+  return reinterpret_cast<typename Shape<T>::Vector>(reinterpret_cast<Bits>(vector) & reinterpret_cast<Bits>(mask));
+}
+
+// sums [kSide, kSide] += products of kLanes features of rows; unrolled, so that the sums stay in registers.
+template <class T, bool Masked, class Source>
+SGDKERN_INLINE void add_features(const Source* const* left, const Source* const* right, int64_t at,
+                                 typename Shape<T>::Vector mask, typename Shape<T>::Vector (&sums)[kSide][kSide]) {
+  typename Shape<T>::Vector operand[kSide];
+#pragma GCC unroll 5
+  for (int j = 0; j < kSide; ++j) {
+    operand[j] = load<T>(right[j] + at);
+    if (Masked) operand[j] = masked<T>(operand[j], mask);
+  }
+#pragma GCC unroll 5
+  for (int i = 0; i < kSide; ++i) {
+    typename Shape<T>::Vector row = load<T>(left[i] + at);
+    if (Masked) row = masked<T>(row, mask);
+#pragma GCC unroll 5
+    for (int j = 0; j < kSide; ++j) sums[i][j] += row * operand[j];
+  }
+}
+
+// products [kSide, kSide] = inner products of rows.
+template <class T, class Source>
+SGDKERN_INLINE void inner_products(const Source* const* left, const Source* const* right, int64_t features, T* products) {
+  using S = Shape<T>;
+  constexpr int n = S::kLanes;
+  typename S::Vector sums[kSide][kSide] = {};
+  int64_t k = 0;
+  for (; k + n <= features; k += n) add_features<T, false>(left, right, k, typename S::Vector{}, sums);
+  if (k < features && features >= n) {  // the last vector's other lanes have been there
+    add_features<T, true>(left, right, features - n, lanes_from<T>(k - (features - n)), sums);
+  } else if (k < features) {  // what there is, with zeros behind it
+    Source rest[2 * kSide][n] = {};
+    const Source* rows[2 * kSide];
+    for (int i = 0; i < 2 * kSide; ++i) {
+      rows[i] = rest[i];
+      std::memcpy(rest[i], i < kSide ? left[i] : right[i - kSide], features * sizeof(Source));
+    }
+    add_features<T, false>(rows, rows + kSide, 0, typename S::Vector{}, sums);
+  }
+#pragma GCC unroll 8
+  for (int first = 0; first < kPairs; first += n) {
+    typename S::Vector vectors[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      vectors[i] = first + i < kPairs ? sums[(first + i) / kSide][(first + i) % kSide] : typename S::Vector{};
+    }
+    sum_lanes<T>(vectors);
+    std::memcpy(products + first, &vectors[0], sizeof(vectors[0]));
+  }
+}

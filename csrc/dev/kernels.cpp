@@ -3,6 +3,7 @@
 #include "../cpu/gram_matvec.h"
 #include "../cpu/gram_positions.h"
 #include "../cpu/linear_gram_matvec.h"
+#include "../cpu/narrow_linear.h"
 #include "../cpu/patch_gram_matvec.h"
 #include "../cpu/thin_product.h"
 
@@ -146,6 +147,16 @@ py::array_t<T> minibatch_norms(const Arrays<T>& inputs, const Arrays<T>& output_
   return result;
 }
 
+template <class T>
+py::array_t<T> narrow_linear(const py::array_t<T>& inputs, const py::array_t<T>& weight, const py::array_t<T>& bias,
+                             const std::string& name, int64_t num_threads) {
+  const int64_t rows = inputs.shape(0), features = inputs.shape(1), outputs = weight.shape(0);
+  py::array_t<T> result({rows, outputs});
+  sgdkern::narrow_linear<T>({inputs.data(), rows, features}, {weight.data(), outputs, features}, features, bias.data(),
+                            set_of(name), Threads{num_threads}, result.mutable_data());
+  return result;
+}
+
 // matrix [M, K] times packed vectors [K, kThin], by rows or from its transpose by columns.
 template <class T>
 py::array_t<T> thin_product(const py::array_t<T>& matrix, const py::array_t<T>& vectors, bool transposed,
@@ -174,6 +185,8 @@ PYBIND11_MODULE(kernels, module) {
   module.def("gram_positions_float64", &gram_positions<double>);
   module.def("minibatch_norms_float32", &minibatch_norms<float>);
   module.def("minibatch_norms_float64", &minibatch_norms<double>);
+  module.def("narrow_linear_float32", &narrow_linear<float>);
+  module.def("narrow_linear_float64", &narrow_linear<double>);
   module.def("thin_product_float32", &thin_product<float>);
   module.def("thin_product_float64", &thin_product<double>);
 }

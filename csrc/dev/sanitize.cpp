@@ -5,6 +5,7 @@
 #include "../cpu/gram_positions.h"
 #include "../cpu/linear_gram_matvec.h"
 #include "../cpu/max_places.h"
+#include "../cpu/narrow_linear.h"
 #include "../cpu/patch_gradients.h"
 #include "../cpu/patch_gram.h"
 #include "../cpu/patch_gram_matvec.h"
@@ -317,6 +318,30 @@ bool check_thin(int64_t rows, InstructionSet set) {
   return true;
 }
 
+// Inputs and a weight, each in an allocation of its size; at times more features than are summed at once.
+template <class T>
+bool check_narrow(int64_t rows, InstructionSet set) {
+  const int64_t features = uniform(0, 7) ? uniform(0, 70) : uniform(1000, 2100), outputs = uniform(0, 23);
+  const Factor<T> inputs(rows, features), weight(outputs, features), bias(1, outputs);
+  const bool biased = uniform(0, 1);
+  std::vector<T> result(rows * outputs);
+  sgdkern::narrow_linear<T>({inputs.memory.data(), rows, inputs.stride}, {weight.memory.data(), outputs, weight.stride},
+                            features, biased ? bias.memory.data() : nullptr, set, kThreads, result.data());
+  for (int64_t place = 0; place < rows * outputs; ++place) {
+    const int64_t i = place / outputs, o = place % outputs;
+    double truth = biased ? bias.number(0, o) : 0, scale = std::fabs(truth) + 1e-30;
+    for (int64_t k = 0; k < features; ++k) {
+      const double product = inputs.number(i, k) * weight.number(o, k);
+      truth += product, scale += std::fabs(product);
+    }
+    if (!(std::fabs(result[place] - truth) < 1000 * double(std::numeric_limits<T>::epsilon()) * scale)) {
+      std::printf("narrow, N = %ld, I = %ld, O = %ld: wrong\n", long(rows), long(features), long(outputs));
+      return false;
+    }
+  }
+  return true;
+}
+
 // Planes in an allocation of their size, windows of any size that hold a number.
 template <class T, class Source>
 bool check_places(int64_t num_planes) {
@@ -380,6 +405,7 @@ int main() {
                               check_patches<float, sgdkern::BFloat16>(num_samples, set),
                               check_patches<float, sgdkern::Float16>(num_samples, set),
                               check_thin<float>(num_samples, set), check_thin<double>(num_samples, set),
+                              check_narrow<float>(num_samples, set), check_narrow<double>(num_samples, set),
                               check_places<float, float>(num_samples), check_places<double, double>(num_samples),
                               check_places<float, sgdkern::BFloat16>(num_samples),
                               check_places<float, sgdkern::Float16>(num_samples)}) {

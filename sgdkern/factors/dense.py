@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgdkern.factors.explicit import Explicit
 from sgdkern.factors.protocol import Factors, chunks, gathered, output_ranges, squared_norms_by_rows
+from sgdkern.substitutes import linear
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,13 @@ class Dense:
 
     def matvec(self, vectors: Tensor) -> Tensor:
         """G v, [N, k]: Σ_t b_ntᵀ V a_nt, one product with the inputs a vector."""
-        weights = self.sizes[0]
+        weights, inputs = self.sizes[0], self.inputs.flatten(0, 1)
         grads = self.output_grads.flatten(1)
         columns = []
         for vector in vectors.unbind(1):
-            outputs = self.inputs @ vector[:weights].view(-1, self.inputs.shape[2]).T
-            if self.bias:
-                outputs += vector[weights:]
-            columns.append(outputs.flatten(1).mul_(grads).sum(1))
+            weight = vector[:weights].view(self.output_grads.shape[2], self.inputs.shape[2])
+            outputs = linear(inputs, weight, vector[weights:] if self.bias else None)
+            columns.append(outputs.view_as(grads).mul_(grads).sum(1))
         return torch.stack(columns, 1)
 
     def rmatvec(self, weights: Tensor) -> Tensor:

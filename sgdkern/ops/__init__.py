@@ -10,6 +10,7 @@ In reading order:
     gram_matvec, patch_gram_matvec: the diagonals of both, and their products with a few vectors, without either.
     linear_gram_matvec: the same for a layer with few outputs, by products with its factors.
     max_places: where the largest number of each window is, most of what max pooling costs before a network's gradients.
+    narrow_linear: the outputs of a linear layer with few of them, most of what a small perceptron costs before them.
     thin_product: a large matrix times a block of vectors, what an iteration on a stored Gram matrix is made of.
 """
 
@@ -20,6 +21,7 @@ from sgdkern.ops.linear_gram_matvec import linear_gram_matvec
 from sgdkern.ops.matvec import matvec
 from sgdkern.ops.max_places import max_places
 from sgdkern.ops.minibatch_norms import minibatch_norms
+from sgdkern.ops.narrow_linear import narrow_linear
 from sgdkern.ops.patch_gradients import patch_gradients
 from sgdkern.ops.patch_gram import patch_gram
 from sgdkern.ops.patch_gram_matvec import patch_gram_matvec
@@ -39,6 +41,7 @@ __all__ = [
     "matvec",
     "max_places",
     "minibatch_norms",
+    "narrow_linear",
     "patch_gradients",
     "patch_gram",
     "patch_gram_matvec",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import nan
 
 import torch
@@ -205,10 +206,21 @@ def draw_minibatches(
         ValueError: If no minibatch of this size exists.
     """
     noise_factor(batch_size, num_samples, replacement=replacement)  # refuses sizes that do not exist
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    device = generator.device
     shape = (num_minibatches, batch_size)
+    if generator is None:
+        return _usual_draw(num_samples, shape, replacement).clone()
+    return _draw(num_samples, shape, replacement, generator)
+
+
+@lru_cache(maxsize=4)
+def _usual_draw(num_samples: int, shape: tuple[int, int], replacement: bool) -> Tensor:
+    """What a fresh generator of seed 0 draws: a probe asks for the same again and again."""
+    return _draw(num_samples, shape, replacement, torch.Generator().manual_seed(0))
+
+
+def _draw(num_samples: int, shape: tuple[int, int], replacement: bool, generator: torch.Generator) -> Tensor:
+    """Minibatches [M, B], by the way that costs least."""
+    device, (num_minibatches, batch_size) = generator.device, shape
     if replacement:
         return torch.randint(num_samples, shape, generator=generator, device=device).cpu()
     if batch_size**2 <= 8 * num_samples:

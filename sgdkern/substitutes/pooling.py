@@ -6,7 +6,6 @@ the largest number of each window with a branch that no processor foresees (deci
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgdkern import ops
+from sgdkern.substitutes.plain import is_plain
 
 Pair = tuple[int, ...]
 
@@ -65,7 +65,7 @@ def max_pool2d(
     given = kernel_size, kernel_size if stride is None or _is_empty(stride) else stride, padding, dilation
     if all(map(_is_size, given)) and type(ceil_mode) is bool and not return_indices:
         kernel, step, border, apart = map(_pair, given)
-        if apart == (1, 1) and _is_plain(input, kernel, step, border, ceil_mode):
+        if apart == (1, 1) and _is_faster(input, kernel, step, border, ceil_mode):
             return _MaxPool.apply(input, kernel, step, border, ceil_mode)  # type: ignore[no-untyped-call]
     return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
 
@@ -85,19 +85,12 @@ def _pair(value: Any) -> Pair:
     return numbers * 2 if len(numbers) == 1 else numbers
 
 
-def _is_plain(inputs: Tensor, *window: Any) -> bool:
-    """Whether torch's slow way would be taken, and neither a subclass, autocast nor a transform changes what it is."""
-    plain = type(inputs) is Tensor and inputs.device.type == "cpu" and inputs.layout == torch.strided
-    if not plain or not ops.max_places.is_compiled("cpu") or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+def _is_faster(inputs: Tensor, *window: Any) -> bool:
+    """Whether torch's slow way would be taken, and the operation takes these arguments."""
+    if not is_plain(inputs) or not ops.max_places.is_compiled("cpu"):
         return False
     try:
         ops.max_places.check(inputs, *window)
     except (ValueError, NotImplementedError):  # torch says best what is wrong, or knows what to do
         return False
     return inputs.is_contiguous() and inputs.numel() > 0
-
-
-# Functions that a pass runs instead of others.
-SAME: dict[Callable[..., Any], Callable[..., Any]] = {F.max_pool2d: max_pool2d, torch.max_pool2d: max_pool2d}
