@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import nan
 
 import torch
@@ -54,7 +54,7 @@ class Minibatches:
     indices: Tensor
     squared_norms: Tensor
 
-    @property
+    @cached_property
     def scales(self) -> Tensor:
         """What the sum of a minibatch's rows is multiplied with to give ĝ^µ, [M]; 0 for a sum that is zero."""
         lengths = self.indices.shape[1] * self.squared_norms.clamp_min(0).sqrt()
