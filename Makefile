@@ -1,6 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Of all that a build says, one line for each file compiled, and why a library was not built.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+COMPILED := sed -unE 's,^ *(\[[0-9]+/[0-9]+\]).* [^ ]*(csrc/[a-z]+/[a-z_]+\.cp?[pu]) .*,  \1 \2,p; s/^ *(sgdkern: )/\1/p'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo setup build test test-slow test-gpu lint types bench docs check
@@ -32,6 +36,7 @@ check: lint types test  ## all that CI asks for, slow tests excepted
 $(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*/*) | .venv
 	@echo "Installing PyTorch and all else that is pinned ..."
 	$(BIN)/pip install -r requirements.txt
-	@echo "Compiling the kernels: under a minute, some minutes where nvcc compiles those for GPUs too ..."
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	@echo "Compiling the kernels: some two minutes on two cores, some more where nvcc compiles those for GPUs too ..."
+	@$(BIN)/pip install -v --no-build-isolation --no-deps -e . 2>&1 | tee .venv/compile.log | $(COMPILED) \
+	  || { tail -40 .venv/compile.log; echo "Compiling failed: all it said is in .venv/compile.log"; exit 1; }
 	@touch $@ && $(BIN)/python -m sgdkern.doctor
