@@ -63,7 +63,7 @@ def run_tests() -> str:
         "-m",
         "gpu",
         "--deselect",
-        "tests/test_cuda_kernels.py::test_gpu_runs_clean",
+        "tests/test_gpu_benchmark.py::test_gpu_runs_clean",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return f"exit code {done.returncode}: {(done.stdout.strip().splitlines() or ['no output'])[-1]}"

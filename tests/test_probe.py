@@ -1,44 +1,18 @@
 """The probe: what it records is what the slow definitions give, and the model does not notice it."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from probing import NUM_CLASSES, NUM_SAMPLES, a_noisy_problem, a_probe, a_problem, slow_gradients
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgdkern.alarm import Alarm
 from sgdkern.blind_groups import presumed_wrong
 from sgdkern.history import History
 from sgdkern.non_finite import NonFiniteError
-from sgdkern.phase_detector import PhaseEvent
 from sgdkern.probe import Probe
-from sgdkern.record import record_line
-from sgdkern.schedule import log_spaced_steps
-
-NUM_SAMPLES, NUM_CLASSES = 40, 3
-
-
-def a_problem(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, NUM_CLASSES))
-    return model, torch.randn(NUM_SAMPLES, 5), torch.randint(0, NUM_CLASSES, (NUM_SAMPLES,))
-
-
-def a_probe(**options: object) -> Probe:
-    model, inputs, targets = a_problem()
-    return Probe(model, functional.cross_entropy, inputs, targets, **{"batch_size": 5, **options})
-
-
-def slow_gradients(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """G, row by row, float64."""
-    rows = []
-    for sample, target in zip(inputs, targets):
-        loss = functional.cross_entropy(model(sample[None]), target[None])
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
-    return torch.stack(rows).double()
 
 
 def test_order_parameters_and_per_sample_values_are_those_of_the_definitions() -> None:
@@ -137,19 +111,6 @@ def test_params_restrict_the_gradient() -> None:
     assert record.values["A0"] == pytest.approx(float(mean @ mean), rel=1e-5)
     assert record.spectrum is not None
     assert record.spectrum.params == "2.weight"
-
-
-def a_noisy_problem() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """Two clouds, a quarter of the labels wrong, and a network that has learnt the right ones."""
-    torch.manual_seed(0)
-    true = torch.arange(200) % 2
-    inputs = torch.randn(200, 2) + 6.0 * true[:, None]
-    wrong = torch.randperm(200) < 50
-    model = nn.Sequential(nn.Linear(2, 2))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[-0.6, -0.6], [0.6, 0.6]]))
-        model[0].bias.copy_(torch.tensor([3.6, -3.6]))
-    return model, inputs, torch.where(wrong, 1 - true, true), wrong
 
 
 def test_blind_groups_find_the_wrong_labels_without_being_told() -> None:
@@ -297,208 +258,4 @@ def test_a_measurement_that_fails_counts_for_nothing():
 # --- the alarm --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is not switched off here; syncing every file would be most of the time."""
-    monkeypatch.setattr("sgdkern.atomic.os.fsync", lambda descriptor: None)
-
-
-def train_on_wrong_labels(
-    folder: Path, *, steps: list[int], start: int = 0, stop: int | None = None, **options: Any
-) -> tuple[Probe, nn.Module]:
-    """Digits with two fifths of the labels wrong, by full-batch descent, so that a step decides all that follows."""
-    inputs, targets = wrong_digits()
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 10))
-    history = None
-    if start:
-        model.load_state_dict(torch.load(folder / f"checkpoint{start}.pt", weights_only=True))
-        history = History.load(folder / "history.jsonl")
-        history.records = [record for record in history if record.step <= start]
-    with Probe(
-        model, functional.cross_entropy, inputs, targets, batch_size=20, blind=False, num_minibatches=0,
-        path=folder / "history.jsonl", history=history, checkpoint=folder / "best_phase_II.pt", **options,
-    ) as probe:  # fmt: skip
-        for step in range(start, steps[-1] + 1):
-            if step in steps and step > (start or -1):
-                probe.measure(step)
-                torch.save(model.state_dict(), folder / f"checkpoint{step}.pt")
-            if step == stop:
-                break
-            model.zero_grad()
-            functional.cross_entropy(model(inputs), targets).backward()
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter -= 0.5 * parameter.grad
-    return probe, model
-
-
-def wrong_digits() -> tuple[Tensor, Tensor]:
-    from sgdkern.data import load_data, with_label_noise
-
-    data = with_label_noise(load_data("digits", train_samples=300, seed=0), rate=0.4, kind="symmetric", seed=0)
-    return data.train_inputs.flatten(1), data.train_labels
-
-
-STEPS = log_spaced_steps(600, count=45)
-
-
-@pytest.fixture(scope="module")
-def alarmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Probe, list[PhaseEvent]]:
-    folder, events = tmp_path_factory.mktemp("alarm"), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sgdkern.atomic.os.fsync", lambda descriptor: None)
-        probe, _ = train_on_wrong_labels(folder, steps=STEPS, on_event=events.append)
-    return folder, probe, events
-
-
-def test_the_alarm_says_where_to_go_back_to(alarmed: tuple[Path, Probe, list[PhaseEvent]]) -> None:
-    folder, probe, events = alarmed
-    assert [event.name for event in events] == ["II", "III", "IV"]
-    assert list(probe.events) == events
-    assert probe.phase == "IV"
-    second, third = events[:2]
-    assert probe.alarm is third
-    assert isinstance(third, Alarm)
-    assert third.checkpoint == folder / "best_phase_II.pt"
-    assert second.step < third.best_step < third.step <= third.seen_at
-    middle = np.sqrt(second.step * third.step)
-    nearest = min(probe.history.steps, key=lambda step: abs(np.log((step + 1) / (middle + 1))))
-    assert third.best_step == nearest
-    for words in ("begins to memorise wrong labels", f"step {third.best_step}", str(third.checkpoint)):
-        assert words in third.advice
-
-
-def test_the_checkpoint_is_of_the_best_moment(alarmed: tuple[Path, Probe, list[PhaseEvent]]) -> None:
-    folder, probe, _ = alarmed
-    assert probe.alarm is not None
-    found = torch.load(folder / "best_phase_II.pt", weights_only=True)
-    then = torch.load(folder / f"checkpoint{probe.alarm.best_step}.pt", weights_only=True)
-    assert found.keys() == then.keys()
-    assert all(torch.equal(value, then[name]) for name, value in found.items())
-    assert not (folder / "best_phase_II.pt.candidates").exists()
-
-
-@pytest.mark.usefixtures("no_waiting_for_the_disk")
-@pytest.mark.parametrize(("where", "behind"), [("before", 4), ("at", 0), ("at", 4), ("after", 4)])
-def test_going_on_after_a_kill_gives_the_same_bytes(
-    alarmed: tuple[Path, Probe, list[PhaseEvent]], tmp_path: Path, where: str, behind: int
-) -> None:
-    """Killed around the alarm; the checkpoint that training goes on from is the last one, or some records older."""
-    folder, whole, _ = alarmed
-    assert whole.alarm is not None
-    seen = STEPS.index(whole.alarm.seen_at)
-    last = seen + {"before": -1, "at": 0, "after": 3}[where]
-    train_on_wrong_labels(tmp_path, steps=STEPS, stop=STEPS[last])
-    events: list[PhaseEvent] = []
-    probe, _ = train_on_wrong_labels(tmp_path, steps=STEPS, start=STEPS[last - behind], on_event=events.append)
-    assert (tmp_path / "history.jsonl").read_bytes() == (folder / "history.jsonl").read_bytes()
-    assert (tmp_path / "best_phase_II.pt").read_bytes() == (folder / "best_phase_II.pt").read_bytes()
-    assert not (tmp_path / "best_phase_II.pt.candidates").exists()
-    assert [event.step for event in probe.events] == [event.step for event in whole.events]
-    assert probe.alarm is not None
-    assert probe.alarm.best_step == whole.alarm.best_step
-    assert all(event.seen_at > STEPS[last - behind] for event in events)  # what was told before is not told again
-
-
-@pytest.mark.usefixtures("no_waiting_for_the_disk")
-def test_few_candidates_take_little_space(alarmed: tuple[Path, Probe, list[PhaseEvent]], tmp_path: Path) -> None:
-    _, whole, _ = alarmed
-    held: list[int] = []
-    candidates = tmp_path / "best_phase_II.pt.candidates"
-    probe, _ = train_on_wrong_labels(
-        tmp_path, steps=STEPS, keep=6, on_record=lambda _: held.append(files_in(candidates))
-    )
-    assert max(held) == 6
-    assert probe.alarm is not None
-    assert whole.alarm is not None
-    factor = (1 + probe.alarm.seen_at) ** (1 / (6 - 1))
-    assert abs(np.log((1 + probe.alarm.best_step) / (1 + whole.alarm.best_step))) <= np.log(factor)
-    then = torch.load(tmp_path / f"checkpoint{probe.alarm.best_step}.pt", weights_only=True)
-    found = torch.load(tmp_path / "best_phase_II.pt", weights_only=True)
-    assert all(torch.equal(value, then[name]) for name, value in found.items())
-
-
-def files_in(folder: Path) -> int:
-    return len(list(folder.glob("*.pt"))) if folder.exists() else 0
-
-
-def test_a_new_run_does_not_mix_with_an_earlier_ones_weights(tmp_path: Path) -> None:
-    (tmp_path / "best_phase_II.pt").touch()
-    with pytest.raises(FileExistsError, match=r"best_phase_II\.pt or its candidates exist"):
-        a_probe(checkpoint=tmp_path / "best_phase_II.pt")
-    a_probe(checkpoint=tmp_path / "best_phase_II.pt", history=History())
-
-
-def test_without_labels_there_is_no_alarm() -> None:
-    probe = Probe(nn.Linear(3, 2), nn.MSELoss(), torch.randn(12, 3), torch.randn(12, 2), batch_size=4, blind=False)
-    for step in range(20):
-        probe.measure(step)
-    assert (probe.phase, probe.events, probe.alarm) == ("I", (), None)
-
-
 # --- further partitions, and what chance gives ------------------------------------------------------------------------
-
-
-def test_partitions_of_any_number_of_groups_are_followed_each_with_its_null() -> None:
-    model, inputs, targets = a_problem()
-    site = torch.arange(NUM_SAMPLES) % 4
-    probe = Probe(
-        model, functional.cross_entropy, inputs, targets, batch_size=5, blind=False, null_every=2, null_splits=40,
-        partitions={"classes": targets, "sites": {f"site {name}": site == name for name in range(4)}},
-    )  # fmt: skip
-    first, second, third = (probe.measure(step) for step in range(3))
-    rows = slow_gradients(model, inputs, targets)
-    means = torch.stack([*(rows[site == one].mean(0) for one in range(4)), rows.mean(0)])
-    lengths = means.norm(dim=1)
-    expected = means @ means.T / lengths / lengths[:, None]
-    assert first.groups["sites"].names == ("site 0", "site 1", "site 2", "site 3")
-    # Each entry of G carries float32's rounding of some sums of ten terms: 10 ε, and a cosine twice that.
-    assert np.allclose(first.groups["sites"].cosines, expected, atol=20 * torch.finfo(torch.float32).eps, rtol=0)
-    assert first.nulls.keys() == third.nulls.keys() == {"classes", "sites"}
-    assert second.nulls == {}
-    null = first.nulls["sites"]
-    lower, upper = np.array(null.lower), np.array(null.upper)
-    assert lower.shape == upper.shape == (5, 5)
-    assert (lower <= upper).all()
-    assert null.num_splits == 40
-    again = Probe(
-        model, functional.cross_entropy, inputs, targets, batch_size=5, blind=False, null_every=2, null_splits=40,
-        partitions={"sites": site},
-    ).measure(0)  # fmt: skip
-    assert again.nulls["sites"] == null  # of the step and the sizes only
-
-
-def test_the_null_holds_what_random_splits_do() -> None:
-    """Of 200 further random splits at most so many leave the bounds as chance allows, at five standard deviations."""
-    model, inputs, targets = a_problem()
-    generator = torch.Generator().manual_seed(1)
-    splits = {f"split {one}": torch.randperm(NUM_SAMPLES, generator=generator) % 2 for one in range(200)}
-    probe = Probe(
-        model, functional.cross_entropy, inputs, targets, batch_size=5, blind=False, null_every=1, null_splits=400,
-        partitions=splits,
-    )  # fmt: skip
-    record = probe.measure(0)
-    null = record.nulls["split 0"]
-    outside = sum(not null.lower[0][1] <= record.groups[name].cosines[0][1] <= null.upper[0][1] for name in splits)
-    # Outside with 5 %; the bounds are quantiles of 400 draws, so that share itself is only known to √(.05 · .95 / 400).
-    spread = np.sqrt(200 * 0.05 * 0.95 + 200**2 * 0.05 * 0.95 / 400)
-    assert abs(outside - 200 * 0.05) <= 5 * spread
-
-
-def test_nulls_are_kept_in_the_history(tmp_path: Path) -> None:
-    with a_probe(partitions={"classes": a_problem()[2]}, null_every=1, path=tmp_path / "history.jsonl") as probe:
-        record = probe.measure(0)
-    assert History.load(tmp_path / "history.jsonl").records[0].nulls == record.nulls
-    without = a_probe(blind=False).measure(0)
-    assert without.nulls == {}
-    assert b"nulls" not in record_line(without)
-
-
-def test_partitions_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="must not be called blind"):
-        a_probe(partitions={"blind": torch.arange(NUM_SAMPLES) % 2})
-    with pytest.raises(ValueError, match="groups must hold one integer"):
-        a_probe(partitions={"classes": torch.zeros(3, dtype=torch.int64)})
-    with pytest.raises(ValueError, match="null_every and null_splits must be at least 1"):
-        a_probe(null_every=0)

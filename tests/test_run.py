@@ -13,20 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from small_runs import SMALL, Killed, quick_report  # noqa: F401
 
 from sgdkern import observed_training
 from sgdkern import run as run_module
 from sgdkern.history import History
 from sgdkern.non_finite import NonFiniteError
-from sgdkern.observed_training import named_groups, new_trainer
-from sgdkern.run import RunRefusedError, run, run_data
+from sgdkern.run import RunRefusedError, run
 from sgdkern.run_config import RunConfig
-from sgdkern.training import evaluate
 
-SMALL = RunConfig(
-    train_samples=120, test_samples=60, hidden=(8, 8), epochs=12, measurements=14, spectrum_every=4, momentum=0.5
-)
+# --- what a run leaves ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +30,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     run(SMALL, folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs write their real report in ``finished`` only: drawing takes longer than the run."""
-
-    def touch(folder: Path, **options: object) -> Path:
-        (folder / "report.html").touch()
-        return folder / "report.html"
-
-    monkeypatch.setattr(run_module, "write_report", touch)
-
-
-# --- what a run leaves ------------------------------------------------------------------------------------------------
 
 
 def test_the_folder_holds_everything(finished: Path) -> None:
@@ -118,10 +100,6 @@ def test_without_known_truth_nothing_is_scored(tmp_path: Path) -> None:
 
 
 # --- the same result, whatever happens --------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Stands in for a kill: nothing catches it."""
 
 
 def test_a_stop_at_any_write_loses_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,141 +203,7 @@ def test_a_finished_run_resumed_is_the_same(finished: Path) -> None:
 # --- groups that the user knows ---------------------------------------------------------------------------------------
 
 
-def test_the_classes_are_followed_with_what_chance_gives(tmp_path: Path) -> None:
-    run(replace(SMALL, epochs=2, groups="classes"), tmp_path / "run")
-    record = History.load(tmp_path / "run" / "history.jsonl").records[0]
-    assert record.groups["classes"].names == tuple("0123456789")
-    assert sum(record.groups["classes"].counts) == 120
-    assert set(record.nulls) == {"given", "classes"}
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".npy"])
-def test_groups_from_a_file_are_those_of_the_samples_that_were_kept(tmp_path: Path, suffix: str) -> None:
-    sites = np.array([f"site {number % 3}" for number in range(1797)])  # the images of digits, before any split
-    path = tmp_path / f"sites{suffix}"
-    if suffix == ".npy":
-        np.save(path, sites)
-    else:
-        path.write_text("\n".join(sites) + "\n")
-    config = replace(SMALL, epochs=2, groups=str(path))
-    run(config, tmp_path / "run")
-    group = History.load(tmp_path / "run" / "history.jsonl").records[0].groups["sites"]
-    data = run_module.run_data(config)
-    images = load_digits().images[data.train_indices].astype(np.uint8)
-    np.testing.assert_array_equal(images, np.round(data.train_images / 255 * 16))
-    assert dict(zip(group.names, group.counts)) == {
-        name: int((sites[data.train_indices] == name).sum()) for name in ("site 0", "site 1", "site 2")
-    }
-
-
-@pytest.mark.parametrize(
-    ("lines", "words"), [(120, r"each of the 1797 images.*got \[120\]"), (0, "none, classes or a file")]
-)
-def test_groups_that_are_not_those_of_the_data_are_refused_before_anything_is_written(
-    tmp_path: Path, lines: int, words: str
-) -> None:
-    path = tmp_path / "sites.txt"
-    if lines:
-        path.write_text("a\n" * lines)
-    with pytest.raises(ValueError, match=words):
-        run(replace(SMALL, groups=str(path)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("name", "content"), [("sites.npy", b"not an array"), ("sites.txt", b"\xff\xfe\x00")])
-def test_groups_that_cannot_be_read_are_said(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"run: groups must be text in UTF-8 or a \.npy array"):
-        run(replace(SMALL, groups=str(tmp_path / name)), tmp_path / "run")
-
-
-def test_a_name_for_every_image_is_no_group(tmp_path: Path) -> None:
-    (tmp_path / "files.txt").write_text("".join(f"{index}.png\n" for index in range(1797)))
-    with pytest.raises(ValueError, match="run: groups must be shared by samples, got"):
-        run(replace(SMALL, groups=str(tmp_path / "files.txt")), tmp_path / "run")
-
-
-def test_a_byte_order_mark_makes_no_group(tmp_path: Path) -> None:
-    path = tmp_path / "sites.txt"
-    path.write_text("a\n" * 1797, encoding="utf-8-sig")
-    assert list(named_groups(replace(SMALL, groups=str(path)), run_data(SMALL))["sites"]) == ["a"]
-
-
 # --- the alarm --------------------------------------------------------------------------------------------------------
-
-# Memorises its wrong labels within two seconds.
-MEMORISING = RunConfig(
-    train_samples=300, test_samples=100, hidden=(40,), noise_rate=0.4, lr=0.1, epochs=60, measurements=40,
-    spectrum_every=100, keep_best=True,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def alarmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "alarmed"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "write_report", lambda folder, **options: (folder / "report.html").touch())
-        run(MEMORISING, folder)
-    return folder
-
-
-def test_the_weights_of_the_best_moment_are_kept_and_their_error_is_told(alarmed: Path) -> None:
-    alarm = json.loads((alarmed / "summary.json").read_text())["alarm"]
-    phases = json.loads((alarmed / "phases.json").read_text())
-    assert phases["t12"] < alarm["best_step"] < alarm["step"] <= alarm["seen_at"]
-    assert alarm["checkpoint"] == "best_phase_II.pt"
-    data = run_module.run_data(MEMORISING)
-    model = new_trainer(MEMORISING, data, order_seed=0).model
-    model.load_state_dict(torch.load(alarmed / alarm["checkpoint"], weights_only=True))
-    assert evaluate(model, data.test_inputs, data.test_labels).error == alarm["test_error_at_best_step"]
-    assert not (alarmed / "best_phase_II.pt.candidates").exists()
-    final = json.loads((alarmed / "summary.json").read_text())["test_error"]["final"]
-    assert alarm["test_error_at_best_step"] < alarm["test_error"] < final
-
-
-def test_the_kept_weights_are_the_same_after_stops(
-    alarmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stop at every seventh checkpoint; the candidates are saved by the same function and are not counted."""
-    save, calls = torch.save, 0
-
-    def sometimes(content: object, file: object) -> None:
-        nonlocal calls
-        calls += "trainer" in content  # type: ignore[operator]
-        if calls % 7 == 6 and "trainer" in content:  # type: ignore[operator]
-            raise Killed
-        save(content, file)
-
-    monkeypatch.setattr(observed_training.torch, "save", sometimes)
-    folder, stops = tmp_path / "run", 0
-    while not (folder / "report.html").exists():
-        with suppress(Killed):
-            run(MEMORISING, folder, resume=(folder / "config.json").exists())
-        stops += 1
-    assert stops > 3
-    for name in ("history.jsonl", "best_phase_II.pt"):
-        assert (folder / name).read_bytes() == (alarmed / name).read_bytes()
-    assert not (folder / "best_phase_II.pt.candidates").exists()
-
-
-def test_training_may_end_at_the_alarm(alarmed: Path, tmp_path: Path) -> None:
-    config = replace(MEMORISING, keep_best=False, stop_at_alarm=True)
-    summary = run(config, tmp_path / "run")
-    whole = History.load(alarmed / "history.jsonl")
-    stopped = History.load(tmp_path / "run" / "history.jsonl")
-    assert stopped.steps[-1] == summary["alarm"]["seen_at"] < whole.steps[-1]
-    assert stopped.steps.tolist() == whole.steps[: len(stopped)].tolist()
-    assert summary["alarm"]["checkpoint"] is None
-    assert not (tmp_path / "run" / "best_phase_II.pt").exists()
-    again = run(config, tmp_path / "run", resume=True)
-    assert again["alarm"] == summary["alarm"]
-    assert len(History.load(tmp_path / "run" / "history.jsonl")) == len(stopped)
-
-
-def test_without_an_alarm_no_weights_are_left(tmp_path: Path) -> None:
-    summary = run(replace(SMALL, noise="none", epochs=4, keep_best=True), tmp_path / "run")
-    assert summary["alarm"] is None
-    assert not list((tmp_path / "run").glob("best_phase_II*"))
 
 
 # --- the demonstration ------------------------------------------------------------------------------------------------
