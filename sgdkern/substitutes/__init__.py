@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from sgdkern.substitutes.classes import cross_entropy
 from sgdkern.substitutes.narrow import linear
 from sgdkern.substitutes.pooling import max_pool2d
 
 SUBSTITUTES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.cross_entropy: cross_entropy,
     F.linear: linear,
     F.max_pool2d: max_pool2d,
     torch.max_pool2d: max_pool2d,
 }
 
-__all__ = ["SUBSTITUTES", "linear", "max_pool2d"]
+__all__ = ["SUBSTITUTES", "cross_entropy", "linear", "max_pool2d"]

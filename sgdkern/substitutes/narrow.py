@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgdkern import ops
-from sgdkern.substitutes.plain import is_plain
+from sgdkern.substitutes.plain import is_plain, saves_are_hooked
 
 # Inputs for each output, and multiply-adds, from which on the operation is faster: sums over lanes, a call from Python.
 INPUTS_AN_OUTPUT, FEWEST_INPUTS, FEWEST_PRODUCTS = 4, 64, 2**22
@@ -65,15 +65,10 @@ def _is_faster(inputs: Any, weight: Any, bias: Any) -> bool:
     narrow = in_features >= max(FEWEST_INPUTS, INPUTS_AN_OUTPUT * out_features)
     if not narrow or inputs.numel() * out_features < FEWEST_PRODUCTS or not ops.narrow_linear.is_compiled("cpu"):
         return False
-    if inputs.requires_grad or not is_plain(*tensors) or not inputs.is_contiguous() or _saved_tensors_are_hooked():
+    if inputs.requires_grad or not is_plain(*tensors) or not inputs.is_contiguous() or saves_are_hooked():
         return False
     try:
         ops.narrow_linear.check(inputs, weight, bias)
     except (ValueError, NotImplementedError):  # torch says best what is wrong, or knows what to do
         return False
     return True
-
-
-def _saved_tensors_are_hooked() -> bool:
-    """Whether somebody keeps what is saved for the backward pass, as checkpoints do, and counts it."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None

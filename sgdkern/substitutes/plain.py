@@ -1,4 +1,4 @@
-"""plain: tensors that are nothing but numbers on the CPU, whose functions nobody else has changed."""
+"""plain: tensors that are nothing but numbers on the CPU, whose functions nobody else has changed or looks into."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def is_plain(*tensors: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
         return False
     return torch.autograd.forward_ad._current_level < 0
+
+
+def saves_are_hooked() -> bool:
+    """Whether somebody keeps what is saved for the backward pass, as checkpoints do, and compares it.
+
+    Returns:
+        The answer.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
