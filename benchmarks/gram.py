@@ -25,7 +25,7 @@ from sgdkern.atomic import write_json
 from sgdkern.benchmark import FLOOR, MEMORY_METHODS, METHODS, WORKLOADS, Effort, machine, operation_speeds
 from sgdkern.benchmark.growth import AXES, growth
 from sgdkern.benchmark.measurement import Measurement, measure_apart
-from sgdkern.benchmark.methods import explicit_rows, forward_backward
+from sgdkern.benchmark.methods import ROWS, forward_backward
 from sgdkern.benchmark.operations import ARGUMENTS as TIMED
 from sgdkern.benchmark.oracle import CHECKED_SAMPLES, ERRORS, truth
 from sgdkern.benchmark.work import useful_flops
@@ -36,7 +36,7 @@ KEYS = {
     "operations": ("threads", "dtype", "operation", "shape"),
     "growth": ("axis", "value", "method"),
     "memory": ("workload", "method"),
-    "blocks": ("workload", "block"),
+    "blocks": ("workload", "method", "block"),
 }
 
 
@@ -129,29 +129,29 @@ def blocks(options: argparse.Namespace) -> None:
     before it are formed again. The floor runs after each tile, so that both see the same machine.
     """
     torch.set_num_threads(1)
-    for workload in options.workload or ["wide"]:
-        problem = WORKLOADS[workload].make()
-        block, num_samples = options.batch_size, problem.num_samples
-        gram = torch.zeros(num_samples, num_samples)
-        forward_backward(problem, num_samples)
-        seconds, floors = 0.0, []
-        for start in range(0, num_samples, block):
+    workload, block = (options.workload or ["wide"])[0], options.batch_size
+    problem = WORKLOADS[workload].make()
+    for name in options.method or [name for name in ROWS if METHODS[name].is_available]:
+        gram, seconds, floors = torch.zeros(problem.num_samples, problem.num_samples), 0.0, list[float]()
+        forward_backward(problem, problem.num_samples)
+        for start in range(0, problem.num_samples, block):
             begin = time.process_time()
-            held = explicit_rows(problem, start, start + block)
+            held = ROWS[name](problem.part(start, start + block))
             seconds += time.process_time() - begin
             for other in range(0, start + 1, block):
                 begin = time.process_time()
-                rows = held if other == start else explicit_rows(problem, other, other + block)
+                rows = held if other == start else ROWS[name](problem.part(other, other + block))
                 tile = sum(a.flatten(1) @ b.flatten(1).T for a, b in zip(held, rows, strict=True))
                 gram[start : start + block, other : other + block] = tile
                 del rows
                 seconds += time.process_time() - begin
                 begin = time.process_time()
-                forward_backward(problem, num_samples)
+                forward_backward(problem, problem.num_samples)
                 floors.append(time.process_time() - begin)
-                print(f"{start} {other}: {seconds:.1f} s, {floors[-1]:.3f} s", file=sys.stderr, flush=True)
+                print(f"{name} {start} {other}: {seconds:.1f} s, {floors[-1]:.3f} s", file=sys.stderr, flush=True)
+            del held
         gram = gram.tril() + gram.tril(-1).T
-        found = {"workload": workload, "block": block, "num_samples": num_samples, "num_params": problem.num_params}
+        found = {"workload": workload, "method": name, "block": block, "num_samples": problem.num_samples}
         found |= {"seconds": seconds, "floor_seconds": median(floors), "ratio_to_floor": seconds / median(floors)}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         merge("blocks", [found | {"peak_mib": peak, "error": ERRORS["K"](truth(problem), gram, False)}])

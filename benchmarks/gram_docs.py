@@ -152,7 +152,7 @@ def peers(results: Results) -> str:
             rows.append([SHAPES[workload], label, f"≥ {least} ×", _times(ratio, sign), judged])
         for found in results.document["blocks"]:
             if found["workload"] == workload and ours is not None:
-                label = f"vmap(grad), two blocks of {found['block']} samples at a time, run whole"
+                label = f"{found['method']}, two blocks of {found['block']} samples at a time, run whole"
                 ratio = found["ratio_to_floor"] / ours
                 judged = verdict(ratio, others_bar, at_most=False)
                 rows.append([SHAPES[workload], label, f"≥ {others_bar} ×", _times(ratio), judged])

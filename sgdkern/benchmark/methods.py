@@ -109,32 +109,48 @@ def gram_of_rows(rows: list[Tensor]) -> Tensor:
     return total
 
 
-@method("autograd loop", holds="all gradients")
-def _loop(problem: Problem) -> Tensor:
+Rows = Callable[[Problem], list[Tensor]]
+
+# The ways to explicit gradients: one tensor [N, ...] for each parameter.
+ROWS: dict[str, Rows] = {}
+
+
+def method_by_rows(name: str, *, requires: str | None = None) -> Callable[[Rows], Rows]:
+    """Register a way to explicit gradients of all samples, and with it one to K.
+
+    Args:
+        name: As printed.
+        requires: The module that must be installed.
+
+    Returns:
+        The decorator.
+    """
+
+    def register(rows: Rows) -> Rows:
+        ROWS[name] = rows
+        method(name, requires=requires, holds="all gradients")(lambda problem: gram_of_rows(rows(problem)))
+        return rows
+
+    return register
+
+
+@method_by_rows("autograd loop")
+def _loop(problem: Problem) -> list[Tensor]:
     parameters = problem.parameters
     rows = [p.new_empty(problem.num_samples, *p.shape) for p in parameters]
     for n in range(problem.num_samples):
         loss = problem.loss(problem.model(problem.inputs[n : n + 1]), problem.targets[n : n + 1])
         for row, gradient in zip(rows, torch.autograd.grad(loss, parameters), strict=True):
             row[n] = gradient
-    return gram_of_rows(rows)
+    return rows
 
 
 # With convolutions one call of vmap takes so many samples: all 256 of the CNN at once were a fifth slower.
 VMAP_CHUNK = 32
 
 
-def explicit_rows(problem: Problem, start: int, stop: int) -> list[Tensor]:
-    """Explicit gradients of some samples by vmap(grad).
-
-    Args:
-        problem: The problem.
-        start: The first sample.
-        stop: One past the last.
-
-    Returns:
-        One tensor [stop - start, ...] for each parameter.
-    """
+@method_by_rows("vmap(grad)")
+def _vmap(problem: Problem) -> list[Tensor]:
     parameters = {name: p.detach() for name, p in problem.model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -144,12 +160,7 @@ def explicit_rows(problem: Problem, start: int, stop: int) -> list[Tensor]:
     has_convolutions = any(isinstance(m, torch.nn.Conv2d) for m in problem.model.modules())
     chunk_size = VMAP_CHUNK if has_convolutions else None
     gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)
-    return list(gradients(parameters, problem.inputs[start:stop], problem.targets[start:stop]).values())
-
-
-@method("vmap(grad)", holds="all gradients")
-def _vmap(problem: Problem) -> Tensor:
-    return gram_of_rows(explicit_rows(problem, 0, problem.num_samples))
+    return list(gradients(parameters, problem.inputs, problem.targets).values())
 
 
 def _captured(problem: Problem) -> GradientMatrix:

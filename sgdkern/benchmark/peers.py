@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sgdkern.benchmark.methods import gram_of_rows, method
+from sgdkern.benchmark.methods import method, method_by_rows
 from sgdkern.benchmark.workloads import Problem
 
 # The module that is imported, by the name under which the peer is installed.
@@ -61,8 +61,8 @@ def _torchjd(problem: Problem) -> Tensor:
     return result
 
 
-@method("backpack", requires="backpack", holds="all gradients")
-def _backpack(problem: Problem) -> Tensor:
+@method_by_rows("backpack", requires="backpack")
+def _backpack(problem: Problem) -> list[Tensor]:
     from backpack import backpack, extend
     from backpack.extensions import BatchGrad
 
@@ -73,11 +73,11 @@ def _backpack(problem: Problem) -> Tensor:
     for parameter in model.parameters():
         del parameter.grad_batch
         parameter.grad = None
-    return gram_of_rows(rows)
+    return rows
 
 
-@method("opacus", requires="opacus", holds="all gradients")
-def _opacus(problem: Problem) -> Tensor:
+@method_by_rows("opacus", requires="opacus")
+def _opacus(problem: Problem) -> list[Tensor]:
     from opacus import GradSampleModule
 
     model = GradSampleModule(problem.model.train(), loss_reduction="sum")
@@ -87,7 +87,7 @@ def _opacus(problem: Problem) -> Tensor:
     finally:
         model.to_standard_module()
         problem.model.eval().zero_grad()
-    return gram_of_rows(rows)
+    return rows
 
 
 @method("curvlinops", "covariance product", requires="curvlinops")

@@ -40,7 +40,19 @@ class Problem:
         Returns:
             The smaller problem, which shares the model.
         """
-        return replace(self, inputs=self.inputs[:num_samples], targets=self.targets[:num_samples])
+        return self.part(0, num_samples)
+
+    def part(self, start: int, stop: int) -> "Problem":
+        """The same model with some samples only.
+
+        Args:
+            start: The first sample.
+            stop: One past the last.
+
+        Returns:
+            The smaller problem, which shares the model.
+        """
+        return replace(self, inputs=self.inputs[start:stop], targets=self.targets[start:stop])
 
 
 @dataclass(frozen=True)
