@@ -1,7 +1,7 @@
 """classes: cross entropies of few classes, several times as fast as torch's on the CPU.
 
 Torch runs a softmax along the classes of one sample after the other; where these do not fill a vector, it takes them
-one by one. The same function along columns, of all samples at once, fills its vectors with samples (decision 76).
+one by one. The same function along columns, of all samples at once, fills its vectors with samples (decision 77).
 """
 
 from __future__ import annotations
