@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdkern.columns import Columns, Derived, Entry, Part, Whole
+from sgdkern.factors import Dense
 from sgdkern.full_precision import full_precision
 from sgdkern.kept_memory import keep_freed_memory
 from sgdkern.layers import Call, Layout, Rule, Scattered, Unsupported, Use
@@ -283,6 +284,8 @@ def _placed(use: Use, recorder: Recorder, explicit: Collection[str]) -> Entry | 
     if not any(kept):
         return None
     factors = use.factors if all(kept) else use.factors.keep(kept)
+    if isinstance(factors, Dense):
+        factors = factors.condensed()
     return Entry(factors, tuple(place for place, keep in zip(columns, kept, strict=True) if keep))
 
 

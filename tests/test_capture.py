@@ -352,3 +352,33 @@ def test_no_weight_gradient_is_computed() -> None:
     with Products() as products:
         torch.autograd.grad(loss(model(inputs), labels), list(model.parameters()))
     assert products.count == 3 + 2 + 3
+
+
+@pytest.mark.parametrize(
+    ("read", "left"),
+    [
+        (lambda x: x.mean(1), [6, 1]),
+        (lambda x: x[:, 0], [2, 2]),
+        (lambda x: x[:, 3], [3, 3]),
+        (lambda x: x.sin().sum(1), [6, 6]),
+        (lambda x: (x * torch.arange(6.0)[:, None]).mean(1), [6, 6]),
+    ],
+)
+def test_positions_that_the_loss_does_not_tell_apart_are_one(read: Any, left: list[int]) -> None:
+    """After a mean, or where one position is read, the gradients of the layers before are those of fewer positions."""
+    torch.manual_seed(0)
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(read(self.body(x)))
+            return out
+
+    model, inputs = Pooled().double(), torch.randn(7, 6, 4).double()
+    G = captured(model, lambda outputs, _: sines(outputs), inputs, torch.zeros(7))
+    entries = {min(entry.parameters): entry.factors for entry in G.entries}
+    assert [entries[f"body.{place}.bias"].num_positions for place in (0, 2)] == left
+    torch.testing.assert_close(G.dense(), per_sample_gradients(model, (inputs,), sines, 7))

@@ -147,3 +147,23 @@ def test_chunks_cover_all_samples(count: int, size: int) -> None:
     ranges = chunks(count, size)
     assert [sample for start, stop in ranges for sample in range(start, stop)] == list(range(count))
     assert all(stop - start == 1 or (stop - start) * size <= 64 * 2**20 for start, stop in ranges)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("factor", ["inputs", "output_grads"])
+@pytest.mark.parametrize(
+    ("runs", "left"),
+    [([0, 0, 0, 0, 0, 0], 1), ([0, 0, 1, 2, 2, 2], 3), ([0, 0, 1, 1, 0, 0], 3), ([0, 0, 1, 2, 3, 3], 6)],
+)
+def test_positions_that_are_the_same_are_one(runs: list[int], left: int, factor: str, bias: bool) -> None:
+    """Neighbours alike in all samples, where that is half of them; gradients of weight and bias stay."""
+    tensors = {"inputs": normal(N, 6, I), "output_grads": normal(N, 6, O)}
+    tensors[factor] = tensors[factor][:, runs]
+    factors = Dense(**tensors, bias=bias)
+    found = factors.condensed()
+    assert found.num_positions == left
+    torch.testing.assert_close(found.rows(0, N), factors.rows(0, N))
+    other = tensors[factor].clone()
+    other[-1] = normal(6, other.shape[2])
+    unlike = Dense(**(tensors | {factor: other}), bias=bias)
+    assert unlike.condensed() is unlike  # in the last sample no two are alike

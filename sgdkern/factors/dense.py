@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -111,7 +112,39 @@ class Dense:
             return dataclasses.replace(self, bias=self.bias and pieces[1])
         return Explicit(self.output_grads.sum(1) if self.bias and pieces[1] else self.output_grads.sum(1)[:, :0])
 
+    def condensed(self) -> Dense:
+        """The same gradients from fewer positions: neighbours with the same output gradients, or inputs, are one.
+
+        So they are after a mean over positions, and, zeros, where a loss reads one position of a sequence. Output
+        gradients are added, Σ_t b_nt, and inputs averaged, which holds for the weight whichever of them are the same
+        and for the bias; at least half of the positions must go.
+
+        Returns:
+            The factors of fewer positions, or these.
+        """
+        for factor in (self.output_grads, self.inputs) if self.num_positions > 1 and self.num_samples else ():
+            if (counts := _runs(factor)) is not None:
+                inputs = torch.stack([part.mean(1) for part in self.inputs.split(counts, 1)], 1)
+                grads = torch.stack([part.sum(1) for part in self.output_grads.split(counts, 1)], 1)
+                return dataclasses.replace(self, inputs=inputs, output_grads=grads)
+        return self
+
     def slices(self, limit_bytes: int) -> Iterator[Dense]:
         """Some outputs at a time."""
         for start, stop in output_ranges(self.output_grads, self.inputs.shape[2], limit_bytes):
             yield dataclasses.replace(self, output_grads=self.output_grads[:, :, start:stop])
+
+
+def _runs(factor: Tensor) -> list[int] | None:
+    """Lengths of runs of positions with the same numbers, for all samples; None where they are more than half of T."""
+    num_samples, num_positions = factor.shape[:2]
+    same = torch.ones(num_positions - 1, dtype=torch.bool, device=factor.device)
+    start, stop = 0, 1  # one sample tells nearly always that nothing repeats, and else a few do
+    while start < num_samples:
+        some = factor[start:stop]
+        same &= (some[:, 1:] == some[:, :-1]).all(2).all(0)
+        if 2 * int(same.sum()) < num_positions:
+            return None
+        start, stop = stop, 8 * stop
+    ends = [*(~same).nonzero()[:, 0].tolist(), num_positions - 1]
+    return [end - before for before, end in pairwise([-1, *ends])]
