@@ -22,10 +22,10 @@ from sgdkern.capture import (
     posed,
 )
 from sgdkern.columns import Entry
-from sgdkern.factors import Dense
 from sgdkern.footprint import footprint, pass_size
 from sgdkern.full_precision import full_precision
 from sgdkern.gradient_matrix import GradientMatrix, joined_outputs
+from sgdkern.gram_routes import is_packed
 from sgdkern.losses import Loss
 from sgdkern.one_by_one import give_away
 from sgdkern.preserve import preserve
@@ -35,6 +35,9 @@ from sgdkern.source import Shaped
 from sgdkern.speaker import speaking_as
 from sgdkern.study import TELLING_SAMPLES, Plan, plan_for
 from sgdkern.tiled_gram import cross_gram
+
+# Where K is smaller than this, so much waits for each other: an operation's call costs more than to multiply it.
+WAITING_BYTES = 2**20
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,7 +175,8 @@ def gram_matrix(
 class _Sum:
     """K, layer by layer.
 
-    Narrow linear layers wait for each other, up to the size of K: one sweep over K's tiles then serves them all.
+    Narrow linear layers, scales and shifts wait for each other, up to the size of K: one sweep over K's tiles then
+    serves them all.
     """
 
     def __init__(self, problem: Problem, losses: Tensor) -> None:
@@ -184,13 +188,12 @@ class _Sum:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Take the factors of some parameters, all that there are for them."""
-        factors = entries[0].factors
-        if len(entries) > 1 or not isinstance(factors, Dense) or factors.num_positions > 1:
+        if not all(is_packed(entry.factors) for entry in entries):
             self._add(entries)
             return
-        self._waiting.append(entries[0])
-        self._held += factors.bytes_per_sample * len(self._losses)
-        if self._held > factors.output_grads.element_size() * len(self._losses) ** 2:
+        self._waiting += entries
+        self._held += sum(entry.factors.bytes_per_sample for entry in entries) * len(self._losses)
+        if self._held > max(WAITING_BYTES, entries[0].factors.output_grads.element_size() * len(self._losses) ** 2):
             self._add_waiting()
 
     def finish(self) -> Tensor:

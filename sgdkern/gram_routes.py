@@ -65,7 +65,7 @@ def gram_of(layers: Sequence[Factors], like: Tensor) -> Tensor:
     dense, rest = _dense_and_rest(layers)
     gram = ops.gram(*_by_kind(dense)) if dense else like.new_zeros(len(like), len(like))
     for factors in rest:
-        add_gram(gram, factors)
+        _add_gram(gram, factors)
     return gram
 
 
@@ -78,7 +78,7 @@ def add_grams(gram: Tensor, layers: Sequence[Factors]) -> None:
     """
     dense, rest = _dense_and_rest(layers)
     for factors in rest:
-        add_gram(gram, factors)
+        _add_gram(gram, factors)
     if dense:
         gram += ops.gram(*_by_kind(dense))
 
@@ -87,12 +87,36 @@ def _dense_and_rest(layers: Sequence[Factors]) -> tuple[list[tuple[Tensor, Tenso
     """Layers that one operation takes together, and the others."""
     dense, rest = [], []
     for factors in layers:
-        layer = as_dense_layer(factors)
-        if layer is None or (isinstance(factors, Explicit) and factors.sizes[0] > PACKED_COLUMNS):
-            rest.append(factors)
-        else:
-            dense.append(layer)
+        for part in _parts(factors):
+            layer = as_dense_layer(part) if is_packed(part) else None
+            if layer is None:
+                rest.append(part)
+            else:
+                dense.append(layer)
     return dense, rest
+
+
+def is_packed(factors: Factors) -> bool:
+    """Whether one operation takes the factors together with others of their kind, and packs them all.
+
+    Args:
+        factors: the factors.
+
+    Returns:
+        The answer: linear layers with one position, and rows of few columns that are there already.
+    """
+    if isinstance(factors, Explicit):
+        return factors.sizes[0] <= PACKED_COLUMNS
+    return isinstance(factors, Dense) and factors.num_positions == 1
+
+
+def _parts(factors: Factors) -> list[Factors]:
+    """A bias's gradients apart from a weight's where these are formed; a table of positions as the rows that it is."""
+    if isinstance(factors, Lookup) and factors.is_shared:
+        return [Explicit(factors.output_grads.flatten(1))]
+    if isinstance(factors, Dense) and factors.bias and factors.num_positions > 1 and _by_positions(factors) is None:
+        return [dataclasses.replace(factors, bias=False), Explicit(factors.output_grads.sum(1))]
+    return [factors]
 
 
 def norms_of_sums(layers: Sequence[Factors], indices: Tensor, like: Tensor) -> Tensor:
@@ -124,8 +148,8 @@ def norms_of_sums(layers: Sequence[Factors], indices: Tensor, like: Tensor) -> T
     return norms
 
 
-def add_gram(gram: Tensor, factors: Factors) -> None:
-    """K += the Gram matrix of one set of factors, in place.
+def _add_gram(gram: Tensor, factors: Factors) -> None:
+    """K += the Gram matrix of one set of factors, in place; where gradients of a sequence are formed it has no bias.
 
     With T positions, I inputs and O outputs a pair of samples costs T²(I + O) by products of positions and I·O from
     explicit gradients, which cost T·I·O more a sample: 2 T·I·O / N a pair.
@@ -135,10 +159,7 @@ def add_gram(gram: Tensor, factors: Factors) -> None:
         factors: the factors.
     """
     if isinstance(factors, Lookup):
-        if factors.is_shared:  # a table of positions: its rows are explicit gradients as they are
-            _add_products(gram, factors.output_grads.flatten(1))
-        else:
-            gram += factors.gram()
+        gram += factors.gram()
         return
     if (by_positions := _by_positions(factors)) is not None:
         gram += ops.gram_positions(by_positions.inputs, by_positions.output_grads, by_positions.bias)
@@ -198,8 +219,6 @@ def _add_gram_of_gradients(gram: Tensor, factors: Factors) -> None:
         gram += ops.patch_gram(*plane)
     elif isinstance(factors, Dense):
         gram += ops.patch_gram(*_column(factors))
-        if factors.bias:
-            add_grams(gram, [Explicit(factors.output_grads.sum(1))])
     else:
         _add_products(gram, factors.rows(0, factors.num_samples))
 

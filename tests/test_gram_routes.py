@@ -5,7 +5,7 @@ import torch
 from test_factors import KINDS, N, T, close, normal, pair  # noqa: F401
 
 from sgdkern import gram_routes
-from sgdkern.factors import Dense, Lookup, Patches, gram_products
+from sgdkern.factors import Dense, Explicit, Lookup, Patches, gram_products
 from sgdkern.gram_routes import add_grams, norms_and_products, norms_of_sums, squared_norms
 
 
@@ -124,6 +124,23 @@ def test_a_table_of_positions_is_rows(indices, shared):
     add_grams(gram, [factors])
     rows = factors.rows(0, len(indices))
     close(gram, rows @ rows.T)
+
+
+def test_biases_and_rows_share_one_operation(monkeypatch):
+    """Those of sequence layers whose gradients are formed, scales and shifts, a table of positions."""
+    calls, plain = [], gram_routes.ops.gram.overload
+    monkeypatch.setattr(gram_routes.ops.gram, "overload", lambda *args: calls.append(len(args[0])) or plain(*args))
+    layers = [
+        Dense(normal(N, 9, 4), normal(N, 9, 3), bias=True),
+        Explicit(normal(N, 7)),
+        Dense(normal(N, 1, 4), normal(N, 1, 3)),
+    ]
+    layers.append(Lookup(torch.tensor([[3, 0, 2]] * N), normal(N, 3, 4), 6))
+    gram = torch.zeros(N, N, dtype=torch.float64)
+    add_grams(gram, layers)
+    rows = torch.cat([factors.rows(0, N) for factors in layers], 1)
+    close(gram, rows @ rows.T)
+    assert calls == [4]
 
 
 def network(num_samples, *widths):
