@@ -59,9 +59,9 @@ def per_sample_gradients(
         targets: as ``inputs``; what the loss compares with.
         params: None for all parameters that require gradients, names, or a predicate on names.
         chunk_size: samples run at a time; None runs all together, or large images on a CPU in chunks whose memory is
-            there already, and keeps gradients of their convolutions where these are fewer numbers than the factors. The
-            result is the same (but for the masks of random layers, which are drawn chunk by chunk); peak memory is
-            lower.
+            there already, and keeps gradients of convolutions over images where these are fewer numbers than the
+            factors. The result is the same (but for the masks of random layers, which are drawn chunk by chunk); peak
+            memory is lower.
         memory_budget: bytes for the factors of all samples, which are kept, and for the pass of one chunk: chooses
             ``chunk_size``. Explicit gradients (see ``coverage``) come on top.
         batch_loss: a second form, ``batch_loss(model, batch)`` giving losses [N], for models that compute their own
@@ -97,8 +97,8 @@ def per_sample_gradients(
         )
     if memory_budget is not None:
         chunk_size = samples_at_once(problem, memory_budget)
-    elif chunk_size is None and _has_images(problem) and (size := pass_size(problem)) is not None:
-        return captured_in_chunks(problem, size)
+    elif chunk_size is None and _has_images(problem):
+        return captured_in_chunks(problem, pass_size(problem) or problem.num_samples)
     size = problem.num_samples if chunk_size is None else chunk_size
     if size < 1:
         raise ValueError(f"per_sample_gradients: chunk_size must be at least 1, got {size}.")
@@ -232,7 +232,7 @@ def captured_in_chunks(problem: Problem, size: int) -> GradientMatrix:
     count = max(1, min(-(-problem.num_samples // size), problem.num_samples // TELLING_SAMPLES))
     bounds = [problem.num_samples * number // count for number in range(count + 1)]  # none of one sample: squeeze()
     for start, stop in pairwise(bounds):
-        with preserve(problem.model):  # the samples are taken inside, where inference mode is off
+        with preserve(problem.model, seed=problem.seed):  # samples are taken inside, where inference mode is off
             chunk = chunk_of(problem, start, stop)
             seen = recorded(chunk)
             plan = plan_for(chunk, seen)
@@ -250,7 +250,7 @@ def captured_in_chunks(problem: Problem, size: int) -> GradientMatrix:
             placed += explicit_entries(chunk, plan, seen.dtype)
         check_gradients(placed, chunk.numbers)
         parts.append(GradientMatrix(tuple(placed), slices_of(problem.tracked), losses, outputs, coverage))
-    return GradientMatrix.stack(parts, consume=True)
+    return parts[0] if count == 1 else GradientMatrix.stack(parts, consume=True)
 
 
 def explicit_entries(problem: Problem, plan: Plan, dtype: torch.dtype) -> list[Entry]:

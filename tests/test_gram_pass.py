@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sgdkern import ops
 from sgdkern.capture import per_sample_gradients, posed
 from sgdkern.footprint import footprint, pass_size
 from sgdkern.gradient_matrix import GradientMatrix
@@ -77,7 +78,7 @@ def test_large_outputs_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 40, 3), nn.MaxPool2d(6), nn.Flatten(), nn.Linear(160, 4)
     ).double()
     batch = nn.CrossEntropyLoss(), torch.randn(50, 3, 14, 14, dtype=torch.float64), torch.randint(0, 4, (50,))
-    expected = per_sample_gradients(model, *batch)
+    expected = per_sample_gradients(model, *batch, chunk_size=50)
     assert pass_size(posed(model, *batch, None, None, None, None)) is None  # the largest output is 2.2 MiB
     monkeypatch.setattr("sgdkern.footprint.LARGE_OUTPUT", 2**20)
     monkeypatch.setattr("sgdkern.footprint.CHUNK_OUTPUT", 2**20)
@@ -94,7 +95,6 @@ def test_large_outputs_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(kept.dense(), expected.dense())
     torch.testing.assert_close(kept.losses, expected.losses)
     assert kept.coverage == expected.coverage
-    assert len(per_sample_gradients(model, *batch, chunk_size=50).entries) == len(expected.entries)
     assert pass_size(posed(model, *batch, None, None, None, 7)) is None
     fixed = nn.Sequential(model, nn.Unflatten(0, (50, 1)), nn.Flatten())
     assert pass_size(posed(fixed, *batch, None, None, None, None)) is None
@@ -103,6 +103,36 @@ def test_large_outputs_run_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong[31] = float("nan")
     with pytest.raises(RuntimeError, match=r"first: \[31\]"):
         gram_matrix(model, batch[0], wrong, batch[2])
+
+
+def test_one_pass_over_images_keeps_the_fewest_numbers() -> None:
+    """Gradients of a convolution with few weights, under the masks of the seed; factors where chunks are asked for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.Conv2d(4, 64, 7), nn.Flatten(), nn.Linear(256, 4))
+    batch = nn.CrossEntropyLoss(), torch.randn(6, 3, 10, 10), torch.arange(6) % 4
+    kinds, expected = {}, per_sample_gradients(model, *batch, chunk_size=6, seed=3)
+    for name, found in {"as asked": expected, "fewest": per_sample_gradients(model, *batch, seed=3)}.items():
+        kinds[name] = sorted(type(entry.factors).__name__ for entry in found.entries)
+        torch.testing.assert_close(found.dense(), expected.dense())
+    assert kinds["as asked"].count("Patches") == 2
+    assert kinds["fewest"].count("Patches") == 1
+
+
+def test_scales_and_shifts_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of the operation on narrow layers serves them all; with no room to wait each has its own."""
+    calls, plain = [], ops.gram.overload
+    monkeypatch.setattr(ops.gram, "overload", lambda *args: calls.append(len(args[0])) or plain(*args))
+    layers = [layer for _ in range(3) for layer in (nn.Linear(6, 6), nn.LayerNorm(6))]
+    batch = nn.CrossEntropyLoss(), torch.randn(9, 6), torch.arange(9) % 4
+    model = nn.Sequential(*layers)
+    expected = gram_matrix(model, *batch).gram()
+    calls.clear()
+    torch.testing.assert_close(gram_matrix(model, *batch).gram(), expected)
+    assert calls == [9]
+    calls.clear()
+    monkeypatch.setattr("sgdkern.gram_pass.WAITING_BYTES", 0)
+    torch.testing.assert_close(gram_matrix(model, *batch).gram(), expected)
+    assert len(calls) > 1
 
 
 def test_no_chunk_is_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
