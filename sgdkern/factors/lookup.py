@@ -67,11 +67,12 @@ class Lookup:
             K, [N, N].
         """
         num_samples, num_positions = self.indices.shape
-        flat = self.indices.flatten()
+        flat, grads = self.indices.flatten(), self.output_grads.flatten(0, 1)
         samples = torch.arange(num_samples, device=flat.device).repeat_interleave(num_positions)
-        keys, where = torch.unique((flat * num_samples + samples)[flat >= 0], return_inverse=True)
-        cells = self.output_grads.new_zeros(len(keys), self.output_grads.shape[2])
-        cells.index_add_(0, where, self.output_grads.flatten(0, 1)[flat >= 0])
+        if bool((flat < 0).any()):
+            flat, grads, samples = flat[flat >= 0], grads[flat >= 0], samples[flat >= 0]
+        keys, where = torch.unique(flat * num_samples + samples, return_inverse=True)
+        cells = grads.new_zeros(len(keys), grads.shape[1]).index_add_(0, where, grads)
         owners = keys % num_samples
         _, counts = torch.unique_consecutive(keys // num_samples, return_counts=True)
         starts = counts.cumsum(0) - counts
@@ -81,12 +82,14 @@ class Lookup:
             some = (counts <= size) & (counts > size // 2)
             steps = torch.arange(size, device=flat.device)
             places = (starts[some, None] + steps).clamp_max(len(keys) - 1)
-            present = steps < counts[some, None]
+            absent = steps >= counts[some, None]  # the cells of a next index, which fill a shorter group up
             for start, stop in chunks(len(places), 16 * size * (size + cells.shape[1])):
-                block = cells[places[start:stop]] * present[start:stop, :, None]
+                block, missing = cells[places[start:stop]], absent[start:stop]
+                products = torch.bmm(block, block.transpose(1, 2))
+                products.masked_fill_(missing[:, :, None] | missing[:, None, :], 0)
                 samples = owners[places[start:stop]]
                 pairs = samples[:, :, None] * num_samples + samples[:, None, :]
-                gram.index_add_(0, pairs.flatten(), torch.bmm(block, block.transpose(1, 2)).flatten())
+                gram.index_add_(0, pairs.flatten(), products.flatten())
             size *= 2
         return gram.view(num_samples, num_samples)
 
