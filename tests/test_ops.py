@@ -324,6 +324,21 @@ def test_gram_of_many_samples_is_that_of_fewer():
     assert (whole - truth).abs().max() <= 2 * (plain - truth).abs().max() + rounding
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_packed_in_slabs_of_features_is_that_of_fewer_samples(dtype):
+    if not gram.is_compiled("cpu"):
+        pytest.skip("a promise of the compiled twin, which is not built")
+    inputs, output_grads, constant_columns = factors(201, (2500, 2100, 300), dtype)
+    few = gram([a[:5] for a in inputs], [d[:5] for d in output_grads], constant_columns)  # packed at once
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):  # alone, a slab's panels lie where those of the one before did
+            torch.set_num_threads(count)
+            assert torch.equal(gram(inputs, output_grads, constant_columns)[:5, :5], few)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_gram_keeps_what_is_not_finite_where_it_is():
     inputs, output_grads, constant_columns = factors(50, (6, 5))
     inputs[0][7, 2] = float("nan")

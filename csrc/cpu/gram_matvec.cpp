@@ -19,7 +19,7 @@ Tensor gram_matvec_cpu(std::vector<Tensor> inputs, std::vector<Tensor> output_gr
     const DenseFactors<Source> factors(inputs, output_grads, constant_columns);
     const bool done = gram_matvec<T, Source>(factors.layers(), num_samples, static_cast<const T*>(rows.const_data_ptr()),
                                              num_columns, best_instruction_set(), kTorchThreads,
-                                             static_cast<T*>(result.mutable_data_ptr()));
+                                             torch::stable::get_num_threads(), static_cast<T*>(result.mutable_data_ptr()));
     STD_TORCH_CHECK(done, "gram_matvec: not enough memory for a packed copy of the factors. Use fewer samples.");
   });
   return result;

@@ -29,13 +29,11 @@ SGDKERN_INLINE void multiply(const T* total, int64_t rows, int64_t vectors, cons
 }
 
 template <class T>
-SGDKERN_TARGET void multiply_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile,
-                                  int64_t row0, int64_t column0, Sums<T>& sums, const T* weights, int64_t num_columns,
-                                  int64_t stride, double* of_rows, double* of_columns, double* diagonal) {
+SGDKERN_TARGET void multiply_tile(Sums<T>& sums, const Tile& tile, const T* weights, int64_t num_columns, int64_t stride,
+                                  double* of_rows, double* of_columns, double* diagonal) {
   constexpr int n = Shape<T>::kLanes;
-  const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
+  const auto [row0, rows, column0, columns] = tile;
   const int64_t vectors = (columns + n - 1) / n;
-  sum_tile<T>(layers, num_layers, rows, columns, row0, column0, sums);
   const bool on_diagonal = row0 == column0;
   if (on_diagonal) {  // whole, so that it is its own mirror image
     for (int64_t i = 0; i < rows; ++i) {

@@ -41,6 +41,14 @@ inline Groups groups_of(int64_t num_samples, int64_t num_positions, int64_t pane
 }
 
 template <class T>
+struct PackedLayer {
+  T* inputs;        // [rows / kPanel, I, kPanel]
+  T* output_grads;  // [rows / kPanel, O, kPanel]
+  int64_t in_features, out_features;
+  bool constant_column;
+};
+
+template <class T>
 struct PositionKernels {
   void (*gram_of_groups)(const PackedLayer<T>& layer, const Groups& groups, int64_t row_group, int64_t column_group,
                          Sums<T>& sums, T* gram);

@@ -70,7 +70,7 @@ SGDKERN_TARGET void gram_of_groups(const PackedLayer<T>& layer, const Groups& gr
   T* const block = gram + n0 * num_samples + m0;
   for (int64_t n = 0; n < samples; ++n) std::fill_n(block + n * num_samples, same ? n + 1 : others, T{0});
   const T constant = layer.constant_column ? T{1} : T{0};
-  const Sink<T> sink{sums.first, sums.second, sums.total, constant, false, false, false, true};
+  const Sink<T> sink{sums.first, sums.second, sums.total, constant, false, true, true, true};
   for (int64_t row0 = 0; row0 < rows; row0 += groups.tile) {
     for (int64_t column0 = 0; column0 < (same ? row0 + 1 : columns); column0 += groups.tile) {
       const PositionTile tile{row0, std::min(groups.tile, rows - row0), column0, std::min(groups.tile, columns - column0),

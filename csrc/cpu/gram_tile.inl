@@ -74,7 +74,7 @@ template <class T>
 struct Sink {
   T *first, *second, *total;  // of Sums
   T constant;                 // 1 where the layer has a constant column: it adds 1 to all of A A^T
-  bool into_first, begins, ends, first_layer;
+  bool into_first, begins, ends, first_layer;  // begins, ends: the features of the factor, of which these are some
 };
 
 template <class T, int Vectors>
@@ -112,12 +112,13 @@ template <class T>
 SGDKERN_INLINE void product(const T* left, const T* right, int64_t features, int64_t row_panels, int64_t column_panels,
                             bool diagonal, Sink<T> sink, bool into_first) {
   using S = Shape<T>;
+  const bool begins = sink.begins, ends = sink.ends;
   sink.into_first = into_first;
   int64_t k = 0;
   do {  // once even without features: the sums are zeros then
     const int64_t count = std::min<int64_t>(kBlockFeatures, features - k);
-    sink.begins = k == 0;
-    sink.ends = !into_first && k + count == features;
+    sink.begins = begins && k == 0;
+    sink.ends = ends && !into_first && k + count == features;
     for (int64_t q = 0; q < column_panels; ++q) {
       const T* right_panel = right + (q * features + k) * S::kPanel;
       for (int64_t p = diagonal ? q : 0; p < row_panels; ++p) {
@@ -136,43 +137,41 @@ SGDKERN_INLINE void product(const T* left, const T* right, int64_t features, int
   } while (k < features);
 }
 
-// A tile of K in sums.total, on the diagonal its lower half only; its first row and column are samples row_at and column_at
-// of those that are packed.
+// Sums of a tile += those over a slab's features.
 template <class T>
-SGDKERN_INLINE void sum_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t rows, int64_t columns,
-                             int64_t row_at, int64_t column_at, Sums<T>& sums) {
+SGDKERN_TARGET void add_to_tile(const Slab& slab, const T* panels, int64_t room, const Tile& tile, int64_t row_at,
+                                int64_t column_at, Sums<T>& sums) {
   using S = Shape<T>;
-  const bool diagonal = row_at == column_at;
-  const int64_t row_panels = (rows + S::kPanel - 1) / S::kPanel;
-  const int64_t column_panels = (columns + S::kPanel - 1) / S::kPanel;
-  Sink<T> sink{sums.first, sums.second, sums.total, T{0}, false, false, false, true};
-  for (const PackedLayer<T>* layer = layers; layer != layers + num_layers; ++layer) {
-    const int64_t in = layer->in_features, out = layer->out_features;
-    sink.constant = layer->constant_column ? T{1} : T{0};
-    product<T>(layer->inputs + row_at * in, layer->inputs + column_at * in, in, row_panels, column_panels, diagonal,
-               sink, true);
-    product<T>(layer->output_grads + row_at * out, layer->output_grads + column_at * out, out, row_panels,
-               column_panels, diagonal, sink, false);
-    sink.first_layer = false;
+  const bool diagonal = tile.row == tile.column;
+  const int64_t row_panels = (tile.rows + S::kPanel - 1) / S::kPanel;
+  const int64_t column_panels = (tile.columns + S::kPanel - 1) / S::kPanel;
+  for (const Part& part : slab) {
+    const T* packed = panels + part.before * room;
+    const T *left = packed + row_at * part.features, *right = packed + column_at * part.features;
+    const Sink<T> sink{sums.first, sums.second, sums.total, part.constant_column ? T{1} : T{0}, false, part.begins,
+                       part.ends, part.layer == 0};
+    if (part.of_inputs) {  // compiled twice, so that neither asks where its sums go
+      product<T>(left, right, part.features, row_panels, column_panels, diagonal, sink, true);
+    } else {
+      product<T>(left, right, part.features, row_panels, column_panels, diagonal, sink, false);
+    }
   }
 }
 
-// That tile written to K, where its first row and column are row0 and column0, with its mirror image.
+// A tile, and its mirror image.
 template <class T>
-SGDKERN_TARGET void gram_tile(const PackedLayer<T>* layers, int64_t num_layers, int64_t num_samples, int64_t tile,
-                              int64_t row0, int64_t column0, int64_t row_at, int64_t column_at, Sums<T>& sums, T* gram) {
-  const bool diagonal = row0 == column0;
-  const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
-  sum_tile<T>(layers, num_layers, rows, columns, row_at, column_at, sums);
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t count = diagonal ? i + 1 : columns;
-    std::memcpy(gram + (row0 + i) * num_samples + column0, sums.total + i * kTileSamples, count * sizeof(T));
+SGDKERN_TARGET void write_tile(const Sums<T>& sums, const Tile& tile, int64_t num_samples, T* gram) {
+  const bool diagonal = tile.row == tile.column;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t count = diagonal ? i + 1 : tile.columns;
+    std::memcpy(gram + (tile.row + i) * num_samples + tile.column, sums.total + i * kTileSamples, count * sizeof(T));
   }
-  for (int64_t j = 0; j < columns; ++j) {
-    T* mirrored = gram + (column0 + j) * num_samples + row0;
-    for (int64_t i = diagonal ? j + 1 : 0; i < rows; ++i) mirrored[i] = sums.total[i * kTileSamples + j];
+  for (int64_t j = 0; j < tile.columns; ++j) {
+    T* mirrored = gram + (tile.column + j) * num_samples + tile.row;
+    for (int64_t i = diagonal ? j + 1 : 0; i < tile.rows; ++i) mirrored[i] = sums.total[i * kTileSamples + j];
   }
 }
 
 template <class T, class Source>
-constexpr Kernels<T, Source> kFamily<Kernels<T, Source>> = {Shape<T>::kPanel, pack<T, Source>, gram_tile<T>};
+constexpr Kernels<T, Source> kFamily<Kernels<T, Source>> = {Shape<T>::kPanel, pack<T, Source>, add_to_tile<T>,
+                                                            write_tile<T>};

@@ -7,7 +7,7 @@ SGDKERN_TARGET void add_products(const T* gradients, int64_t features, int64_t n
   using S = Shape<T>;
   const bool diagonal = row0 == column0;
   const int64_t rows = std::min(tile, num_samples - row0), columns = std::min(tile, num_samples - column0);
-  const Sink<T> sink{sums.first, sums.second, sums.total, T{0}, true, false, false, true};
+  const Sink<T> sink{sums.first, sums.second, sums.total, T{0}, true, true, false, true};
   product<T>(gradients + row0 * features, gradients + column0 * features, features, (rows + S::kPanel - 1) / S::kPanel,
              (columns + S::kPanel - 1) / S::kPanel, diagonal, sink, true);
   for (int64_t i = 0; i < rows; ++i) {

@@ -83,7 +83,7 @@ py::array_t<T> gram_matvec(const Arrays<T>& inputs, const Arrays<T>& output_grad
   const int64_t num_samples = weights.shape(0), num_columns = weights.shape(1);
   py::array_t<T> result({num_samples, 1 + num_columns});
   if (!sgdkern::gram_matvec<T, T>(layers, num_samples, weights.data(), num_columns, set_of(name),
-                                  Threads{num_threads}, result.mutable_data())) {
+                                  Threads{num_threads}, num_threads, result.mutable_data())) {
     throw std::bad_alloc();
   }
   return result;

@@ -139,14 +139,14 @@ std::vector<T> random_weights(int64_t count) {
 }
 
 template <class T, class Source>
-bool check_gram_matvec(int64_t num_samples, InstructionSet set) {
-  const Network<Source> network(num_samples);
+bool check_gram_matvec(int64_t num_samples, InstructionSet set, const Widths& widths = random_widths()) {
+  const Network<Source> network(num_samples, widths);
   const int64_t num_columns = uniform(0, 3);
   const std::vector<T> weights = random_weights<T>(num_samples * num_columns);
   std::vector<T> gram(num_samples * num_samples), result(num_samples * (1 + num_columns));
   return sgdkern::gram<T, Source>(network.layers, num_samples, set, kThreads, kNumThreads, gram.data()) &&
          sgdkern::gram_matvec<T, Source>(network.layers, num_samples, weights.data(), num_columns, set, kThreads,
-                                         result.data()) &&
+                                         kNumThreads, result.data()) &&
          check_products(result, gram, weights, num_samples, num_columns);
 }
 
@@ -383,6 +383,8 @@ int main() {
   for (const auto& [set, name] : sgdkern::kInstructionSets) {
     if (!sgdkern::is_supported(set)) continue;
     ++(check<float, float>(1201, set, {{53, 31}, {4, 2}}) ? passed : failed);  // packed in blocks
+    ++(check<double, double>(97, set, {{2500, 2100}, {0, 2}}) ? passed : failed);  // in slabs
+    ++(check_gram_matvec<float, float>(97, set, {{2500, 2100}, {4, 2}}) ? passed : failed);
     for (const int64_t num_samples : {0, 1, 2, 13, 31, 32, 33, 95, 97, 193, 384, 389}) {
       for (const bool done : {check<float, float>(num_samples, set), check<double, double>(num_samples, set),
                               check<float, sgdkern::BFloat16>(num_samples, set),
