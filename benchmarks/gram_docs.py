@@ -148,6 +148,8 @@ def peers(results: Results) -> str:
             sign = "≥ " if found[best]["is_lower_bound"] else ""
             ratio = found[best]["ratio_to_floor"] / ours
             judged = verdict(ratio, least, at_most=False)
+            if sign and ratio < least:
+                judged = "a bound below the bar tells nothing"
             label = f"{text or 'the best of all others'}: {best}"
             rows.append([SHAPES[workload], label, f"≥ {least} ×", _times(ratio, sign), judged])
         for found in results.document["blocks"]:

@@ -17,6 +17,7 @@ from sgdkern.preserve import preserve
 from sgdkern.problem import Problem, leaves, part_of
 from sgdkern.recorded_pass import located, recorded
 from sgdkern.study import plan_for
+from sgdkern.substitutes.plain import TOP_HOOKS
 
 # Samples of the pass that is weighed; what does not grow with their number (masks, positions) counts in full.
 WEIGHED_SAMPLES = 3
@@ -29,8 +30,6 @@ LARGE_OUTPUT = 16 * 2**20
 CHUNK_OUTPUT = 8 * 2**20
 # Footprints remembered a model.
 _REMEMBERED = 32
-# Torch's own, and private: which hooks are on top.
-_top_hooks: Callable[[bool], Any] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class _Hidden(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and weigh its outputs where another's hook is on top."""
         out = func(*args, **(kwargs or {}))
-        top = (None,) if _top_hooks is None else _top_hooks(False)
+        top = (None,) if TOP_HOOKS is None else TOP_HOOKS(False)
         if top is not None and top[0] is not self._hook:
             given, made = (
                 {

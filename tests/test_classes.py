@@ -73,6 +73,16 @@ def test_errors_are_torch_s(target):
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("weight", [torch.rand(3, 1), torch.rand(2), torch.rand(3).double()])
+def test_errors_about_weights_are_torch_s(weight):
+    said = []
+    for function in (cross_entropy, F.cross_entropy):
+        with pytest.raises(RuntimeError) as caught:
+            function(torch.zeros(3, 3), torch.arange(3), weight, reduction="none")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
 def test_calls_that_torch_answers(columns):
     logits, target = (tensor.detach() for tensor in batch(30, 10))
     for given in [
@@ -83,6 +93,10 @@ def test_calls_that_torch_answers(columns):
     ]:
         assert torch.equal(cross_entropy(*given, reduction="none"), F.cross_entropy(*given, reduction="none"))
     assert torch.equal(cross_entropy(logits, target), F.cross_entropy(logits, target))
+    half = logits.bfloat16()
+    assert torch.equal(cross_entropy(half, target, reduction="none"), F.cross_entropy(half, target, reduction="none"))
+    with torch.device("cpu"):  # a mode
+        cross_entropy(logits, target, reduction="none")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cross_entropy(logits.float(), target, reduction="none")
     by_vmap = torch.vmap(lambda one, label: cross_entropy(one, label, reduction="none"))(

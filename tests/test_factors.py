@@ -163,7 +163,8 @@ def test_positions_that_are_the_same_are_one(runs: list[int], left: int, factor:
     found = factors.condensed()
     assert found.num_positions == left
     torch.testing.assert_close(found.rows(0, N), factors.rows(0, N))
-    other = tensors[factor].clone()
-    other[-1] = normal(6, other.shape[2])
-    unlike = Dense(**(tensors | {factor: other}), bias=bias)
-    assert unlike.condensed() is unlike  # in the last sample no two are alike
+    for sample in range(N):
+        other = tensors[factor].clone()
+        other[sample] = normal(6, other.shape[2])
+        unlike = Dense(**(tensors | {factor: other}), bias=bias)
+        assert unlike.condensed() is unlike  # in this sample no two are alike

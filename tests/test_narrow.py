@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import sgdkern
@@ -78,6 +80,29 @@ def test_errors_are_torch_s(arguments):
     assert said[0][0] is said[1][0]
 
 
+class Wrapped(torch.Tensor):
+    """A subclass, whose functions may mean something else."""
+
+    @staticmethod
+    def __new__(cls, tensor):
+        return tensor.as_subclass(cls)
+
+
+class Shifting(TorchFunctionMode):
+    """Somebody's own linear layers."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return out + torch.arange(out.shape[1]) if func is F.linear else out
+
+
+class Counting(TorchDispatchMode):
+    """Sees each operation of torch's."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
 def test_calls_that_torch_answers(calls):
     inputs, weight, bias = (tensor.detach() for tensor in layer(8))
     broad = torch.ones(40, 70).double()
@@ -91,6 +116,12 @@ def test_calls_that_torch_answers(calls):
         assert torch.equal(linear(some, weight, bias), F.linear(some, weight, bias))
     assert torch.equal(linear(inputs.half(), weight.half(), None), F.linear(inputs.half(), weight.half()))
     assert torch.equal(linear(inputs.T.contiguous().T, weight, bias), F.linear(inputs.T.contiguous().T, weight, bias))
+    for kind in (Wrapped, lambda tensor: tensor.to_sparse()):
+        torch.testing.assert_close(linear(kind(inputs), weight, bias), F.linear(inputs, weight, bias))
+    for mode in (Shifting(), Counting()):
+        with mode:
+            seen, expected = linear(inputs, weight, bias), F.linear(inputs, weight, bias)
+        assert torch.equal(seen, expected)
     by_vmap = torch.vmap(lambda one: linear(one, weight, bias))(inputs[:, None])
     torch.testing.assert_close(by_vmap[:, 0], F.linear(inputs, weight, bias))
     kept = []
@@ -113,13 +144,12 @@ def test_torch_differentiates_forwards(calls):
 class Checkpointed(nn.Module):
     """Its first layer runs again in the backward pass, outside of the recorder."""
 
-    def __init__(self, reentrant):
+    def __init__(self):
         super().__init__()
         self.inner, self.outer = nn.Sequential(nn.Linear(80, 9), nn.Tanh()), nn.Linear(9, 4)
-        self.reentrant = reentrant
 
     def forward(self, x):
-        return self.outer(checkpoint(self.inner, x, use_reentrant=self.reentrant))
+        return self.outer(checkpoint(self.inner, x, use_reentrant=False))
 
 
 class InPlace(nn.Module):
@@ -133,7 +163,7 @@ class InPlace(nn.Module):
         return self.outer(F.relu_(self.inner(x.clone().mul_(2))))
 
 
-@pytest.mark.parametrize("make", [lambda: Checkpointed(False), InPlace, lambda: nn.Linear(80, 4)])
+@pytest.mark.parametrize("make", [Checkpointed, InPlace, lambda: nn.Linear(80, 4)])
 def test_rows_are_autograd_s(make):
     torch.manual_seed(0)
     model, x, y = make().double(), torch.randn(5, 80).double(), torch.arange(5) % 4
@@ -141,6 +171,26 @@ def test_rows_are_autograd_s(make):
     for n in range(5):
         grads = torch.autograd.grad(F.cross_entropy(model(x[n : n + 1]), y[n : n + 1]), list(model.parameters()))
         torch.testing.assert_close(rows[n], torch.cat([grad.flatten() for grad in grads]))
+
+
+def test_measurements_under_a_mode_are_of_what_it_makes(calls):
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(80, 4), torch.randn(9, 80), torch.arange(9) % 4
+    for mode in (Shifting(), Counting()):
+        with mode:
+            losses = F.cross_entropy(model(x), y, reduction="none")
+            found = sgdkern.per_sample_gradients(model, nn.CrossEntropyLoss(), x, y).losses
+        torch.testing.assert_close(found, losses.detach())
+    assert not calls
+
+
+def test_products_with_g_go_by_the_operation(calls):
+    model, x, y = nn.Linear(80, 4).double(), torch.randn(9, 80).double(), torch.arange(9) % 4
+    G = sgdkern.per_sample_gradients(model, nn.CrossEntropyLoss(), x, y)
+    calls.clear()
+    vector = torch.randn(G.num_params).double()
+    torch.testing.assert_close(G.matvec(vector), G.dense() @ vector)
+    assert len(calls) == 1
 
 
 def test_measurements_go_by_the_operation(calls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sgdkern as sk
+from sgdkern.substitutes import narrow
 from sgdkern.watching import watch
 
 
@@ -33,6 +35,19 @@ def _train(model, loss, batches, *, around=None):
         if around is not None:
             around(inputs, targets)
         optimiser.step()
+
+
+def test_training_is_the_same_to_the_bit_where_measurements_run_other_functions(monkeypatch):
+    monkeypatch.setattr(narrow, "FEWEST_PRODUCTS", 0)
+    trained = []
+    for watching in (False, True):
+        torch.manual_seed(0)
+        model, loss = nn.Sequential(nn.Linear(300, 7), nn.Tanh(), nn.Linear(7, 3)), nn.CrossEntropyLoss()
+        batches = [(torch.randn(10, 300), torch.arange(10) % 3) for _ in range(3)]
+        with watch(model, loss, every=1) if watching else nullcontext():
+            _train(model, loss, batches)
+        trained.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(*trained)
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum"), F.cross_entropy])

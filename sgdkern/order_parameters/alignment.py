@@ -12,6 +12,7 @@ from torch import Tensor
 from sgdkern.order_parameters.confidence import jackknife_error, student_quantile
 from sgdkern.order_parameters.moments import noise_factor
 from sgdkern.statistics import GradientSource, GramSource, Statistics, gram_products
+from sgdkern.substitutes.plain import are_modes_active
 
 # Random keys that are drawn and ranked at once: 2²² · 4 bytes = 16 MiB.
 _KEYS_AT_ONCE = 2**22
@@ -207,9 +208,10 @@ def draw_minibatches(
     """
     noise_factor(batch_size, num_samples, replacement=replacement)  # refuses sizes that do not exist
     shape = (num_minibatches, batch_size)
-    if generator is None:
-        return _usual_draw(num_samples, shape, replacement).clone()
-    return _draw(num_samples, shape, replacement, generator)
+    if generator is not None:
+        return _draw(num_samples, shape, replacement, generator)
+    draw = _usual_draw.__wrapped__ if are_modes_active() else _usual_draw  # what a mode makes is nobody else's
+    return draw(num_samples, shape, replacement).clone()
 
 
 @lru_cache(maxsize=4)
@@ -227,9 +229,9 @@ def _draw(num_samples: int, shape: tuple[int, int], replacement: bool, generator
         return _floyd(num_samples, shape, generator).cpu()
     rows = max(1, _KEYS_AT_ONCE // num_samples)
     ranked = [
-        torch.rand(min(rows, num_minibatches - start), num_samples, generator=generator, device=device).topk(
-            batch_size
-        )[1]
+        torch.rand(
+            min(rows, num_minibatches - start), num_samples, generator=generator, device=device, dtype=torch.float32
+        ).topk(batch_size)[1]
         for start in range(0, num_minibatches, rows)
     ]
     return torch.cat(ranked).cpu()

@@ -43,7 +43,7 @@ def cross_entropy(
     Returns:
         Losses, [N], or what the reduction makes of them.
     """
-    if size_average is None and reduce is None and reduction == "none" and _is_faster(input, target):
+    if size_average is None and reduce is None and reduction == "none" and _is_faster(input, target, weight):
         losses = F.cross_entropy(
             input.T[None], target[None], weight, None, ignore_index, None, reduction, label_smoothing
         )
@@ -51,11 +51,16 @@ def cross_entropy(
     return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
 
 
-def _is_faster(logits: Any, classes: Any) -> bool:
+def _is_faster(logits: Any, classes: Any, weight: Any) -> bool:
     """Whether there are few classes of many samples; hooks on saved tensors expect torch's own."""
     if not (isinstance(logits, Tensor) and isinstance(classes, Tensor) and logits.ndim == 2):
         return False
     if logits.shape[1] >= FEWER_CLASSES or logits.numel() < FEWEST_NUMBERS or classes.shape != logits.shape[:1]:
         return False
     kinds = logits.dtype in (torch.float32, torch.float64) and classes.dtype == torch.int64
-    return kinds and is_plain(logits, classes) and not saves_are_hooked()
+    if not kinds or not is_plain(logits, classes) or saves_are_hooked():
+        return False
+    if weight is None:
+        return True
+    fits = isinstance(weight, Tensor) and weight.shape == logits.shape[1:] and weight.dtype == logits.dtype
+    return fits and is_plain(weight)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+# Torch's own, and private: which hooks on saved tensors are on top, with or without those that may be left out.
+TOP_HOOKS: Callable[[bool], Any] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether neither a subclass, a device, autocast nor a transform changes what a function of these tensors is.
+    """Whether no subclass, device, mode, autocast or transform changes what a function of these tensors is.
 
     Args:
         tensors: any.
@@ -19,9 +25,18 @@ def is_plain(*tensors: Tensor) -> bool:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
         if not plain or tensor.layout != torch.strided:
             return False
-    if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+    if are_modes_active() or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
         return False
     return torch.autograd.forward_ad._current_level < 0
+
+
+def are_modes_active() -> bool:
+    """Whether somebody sees, and may change, every function that is called; a mode that is just asked does not count.
+
+    Returns:
+        The answer.
+    """
+    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack())
 
 
 def saves_are_hooked() -> bool:
@@ -30,4 +45,4 @@ def saves_are_hooked() -> bool:
     Returns:
         The answer.
     """
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return TOP_HOOKS is None or TOP_HOOKS(True) is not None
