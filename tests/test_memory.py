@@ -225,7 +225,7 @@ def test_a_checkpoint_is_weighed_as_it_is_computed_again(monkeypatch: pytest.Mon
     hidden, made = 4 * 512, 4 * (3 * 512 + 64)  # what GELU alone saves of a block; all that a block computes
     assert kept.factors == plain.factors
     assert plain.activations - kept.activations == 6 * hidden - made
-    monkeypatch.setattr("sgdkern.footprint._top_hooks", None)  # a torch that does not tell
+    monkeypatch.setattr("sgdkern.footprint.TOP_HOOKS", None)  # a torch that does not tell
     assert kept.activations + 5 * made < weighed(Blocks(checkpointed=True)).activations < kept.activations + 7 * made
 
 

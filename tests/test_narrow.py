@@ -184,6 +184,13 @@ def test_measurements_under_a_mode_are_of_what_it_makes(calls):
     assert not calls
 
 
+def test_torch_that_does_not_tell_of_its_hooks_is_left_to_itself(calls, monkeypatch):
+    monkeypatch.setattr("sgdkern.substitutes.plain.TOP_HOOKS", None)
+    inputs, weight, bias = layer(8)
+    assert torch.equal(linear(inputs, weight, bias), F.linear(inputs, weight, bias))
+    assert not calls
+
+
 def test_products_with_g_go_by_the_operation(calls):
     model, x, y = nn.Linear(80, 4).double(), torch.randn(9, 80).double(), torch.arange(9) % 4
     G = sgdkern.per_sample_gradients(model, nn.CrossEntropyLoss(), x, y)
