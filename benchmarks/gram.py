@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -129,9 +130,9 @@ def blocks(options: argparse.Namespace) -> None:
     before it are formed again. The floor runs after each tile, so that both see the same machine.
     """
     torch.set_num_threads(1)
-    workload, block = (options.workload or ["wide"])[0], options.batch_size
-    problem = WORKLOADS[workload].make()
-    for name in options.method or [name for name in ROWS if METHODS[name].is_available]:
+    block, names = options.batch_size, options.method or [name for name in ROWS if METHODS[name].is_available]
+    for workload, name in product(options.workload or ["wide"], names):
+        problem = WORKLOADS[workload].make()
         gram, seconds, floors = torch.zeros(problem.num_samples, problem.num_samples), 0.0, list[float]()
         forward_backward(problem, problem.num_samples)
         for start in range(0, problem.num_samples, block):

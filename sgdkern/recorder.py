@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from sgdkern.layers import DECOMPOSITIONS, LAYERS, Layer
-from sgdkern.substitutes import SUBSTITUTES, Substitutes
+from sgdkern.substitutes import SUBSTITUTES
 
 _REPETITIONS = {"expand", "expand_as", "repeat", "broadcast_to", "tile"}
 # What may put samples into an order of their own: names of functions and methods without trailing underscores.
@@ -77,19 +77,10 @@ class Recorder(TorchFunctionMode):
         model: the model; its other parameters and its buffers are constants, the same for all samples.
         tracked: name → parameter looked at.
         num_samples: N of the batch that will be recorded; 0 where it is not known.
-        substitutes: functions that run instead of others; none where a user's own step is recorded, which stays what
-            it would have been.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tracked: Mapping[str, nn.Parameter],
-        num_samples: int,
-        substitutes: Substitutes = SUBSTITUTES,
-    ) -> None:
+    def __init__(self, model: nn.Module, tracked: Mapping[str, nn.Parameter], num_samples: int) -> None:
         super().__init__()
-        self._substitutes = substitutes
         self.sites: list[Site] = []
         self.unruled: dict[str, str] = {}  # parameter → the function that has no rule
         self.parameters = tracked
@@ -132,7 +123,7 @@ class Recorder(TorchFunctionMode):
         if all(id(tensor) in self.constants for tensor in tensors) and not self._meets_samples(func, args):
             return self._constant(func, args, kwargs, met)
         if not met:
-            return self._substitutes.get(func, func)(*args, **kwargs)
+            return SUBSTITUTES.get(func, func)(*args, **kwargs)
         layer = LAYERS.get(func)
         if layer is None:
             inner = DECOMPOSITIONS.get(func) or _without_guard(func)
@@ -140,7 +131,7 @@ class Recorder(TorchFunctionMode):
                 with self:
                     return inner(*args, **kwargs)
         versions = [(tensor, tensor._version) for tensor in tensors if id(tensor) in self.constants]
-        out = self._substitutes.get(func, func)(*args, **kwargs)
+        out = SUBSTITUTES.get(func, func)(*args, **kwargs)
         for tensor, version in versions:
             if tensor._version != version:  # written to in place with samples: no constant any more
                 self.constants.pop(id(tensor), None)

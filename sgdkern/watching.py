@@ -147,7 +147,8 @@ class watch:
         if torch.is_grad_enabled() and self._is_due(self._step):
             self._inputs = args[0] if args else next(iter(kwargs.values()), None)
             size = len(self._inputs) if isinstance(self._inputs, Tensor) else 0
-            self._recorder = Recorder(self._module, self._tracked, size, substitutes={})
+            # Our mode is active beside it, so that torch's own functions run: the step stays what it would have been.
+            self._recorder = Recorder(self._module, self._tracked, size)
             self._recording.enter_context(self._recorder)
 
     def _end(self, *_: Any) -> None:

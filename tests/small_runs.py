@@ -1,10 +1,12 @@
 """Short runs of the main job that its tests share."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sgdkern import run as run_module
+from sgdkern.run import run
 from sgdkern.run_config import RunConfig
 
 SMALL = RunConfig(
@@ -25,3 +27,13 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Killed(BaseException):
     """Stands in for a kill: nothing catches it."""
+
+
+def run_through_kills(config: RunConfig, folder: Path) -> int:
+    """Run, and go on after each kill until the report is there; how often that began."""
+    starts = 0
+    while not (folder / "report.html").exists():
+        with suppress(Killed):
+            run(config, folder, resume=(folder / "config.json").exists())
+        starts += 1
+    return starts

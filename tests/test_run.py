@@ -6,14 +6,13 @@ import os
 import pickle
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL, Killed, quick_report  # noqa: F401
+from small_runs import SMALL, Killed, quick_report, run_through_kills  # noqa: F401
 
 from sgdkern import observed_training
 from sgdkern import run as run_module
@@ -114,12 +113,8 @@ def test_a_stop_at_any_write_loses_nothing(finished: Path, tmp_path: Path, monke
         save(*args)
 
     monkeypatch.setattr(observed_training.torch, "save", sometimes)
-    folder, stops = tmp_path / "run", 0
-    while not (folder / "report.html").exists():
-        with suppress(Killed):
-            run(SMALL, folder, resume=(folder / "config.json").exists())
-        stops += 1
-    assert stops > 3
+    folder = tmp_path / "run"
+    assert run_through_kills(SMALL, folder) > 3
     assert (folder / "history.jsonl").read_bytes() == (finished / "history.jsonl").read_bytes()
     assert (folder / "label_issues.csv").read_bytes() == (finished / "label_issues.csv").read_bytes()
 

@@ -42,8 +42,8 @@ def test_training_is_the_same_to_the_bit_where_measurements_run_other_functions(
     trained = []
     for watching in (False, True):
         torch.manual_seed(0)
-        model, loss = nn.Sequential(nn.Linear(300, 7), nn.Tanh(), nn.Linear(7, 3)), nn.CrossEntropyLoss()
-        batches = [(torch.randn(10, 300), torch.arange(10) % 3) for _ in range(3)]
+        model, loss = nn.Sequential(nn.Linear(784, 50), nn.Tanh(), nn.Linear(50, 3)), nn.CrossEntropyLoss()
+        batches = [(torch.randn(64, 784), torch.arange(64) % 3) for _ in range(4)]
         with watch(model, loss, every=1) if watching else nullcontext():
             _train(model, loss, batches)
         trained.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))

@@ -9,10 +9,6 @@
 namespace sgdkern {
 namespace {
 
-Tensor with_contiguous_rows(const Tensor& matrix) {
-  return matrix.stride(1) == 1 || matrix.size(1) <= 1 ? matrix : torch::stable::contiguous(matrix);
-}
-
 template <class T>
 Rows<T> rows_of(const Tensor& matrix) {
   return {static_cast<const T*>(matrix.const_data_ptr()), matrix.size(0), matrix.stride(0)};

@@ -71,6 +71,11 @@ inline int64_t check_weights(const char* op, const Tensor& weights, int64_t num_
   return weights.size(1);
 }
 
+// The matrix itself, or a copy where its rows do not lie together.
+inline Tensor with_contiguous_rows(const Tensor& matrix) {
+  return matrix.stride(1) == 1 || matrix.size(1) <= 1 ? matrix : torch::stable::contiguous(matrix);
+}
+
 // Dense factors as raw pointers to contiguous rows.
 template <class Source>
 class DenseFactors {
@@ -78,7 +83,8 @@ class DenseFactors {
   DenseFactors(const std::vector<Tensor>& inputs, const std::vector<Tensor>& output_grads,
                const std::vector<bool>& constant_columns) {
     for (std::size_t l = 0; l < inputs.size(); ++l) {
-      const Tensor a = rows_contiguous(inputs[l]), d = rows_contiguous(output_grads[l]);
+      const Tensor a = kept_.emplace_back(with_contiguous_rows(inputs[l]));
+      const Tensor d = kept_.emplace_back(with_contiguous_rows(output_grads[l]));
       layers_.push_back({static_cast<const Source*>(a.const_data_ptr()), static_cast<const Source*>(d.const_data_ptr()),
                          a.size(1), d.size(1), a.stride(0), d.stride(0), constant_columns[l]});
     }
@@ -87,10 +93,6 @@ class DenseFactors {
   const std::vector<Layer<Source>>& layers() const { return layers_; }
 
  private:
-  Tensor rows_contiguous(const Tensor& factor) {
-    return kept_.emplace_back(factor.stride(1) == 1 || factor.size(1) <= 1 ? factor : torch::stable::contiguous(factor));
-  }
-
   std::vector<Tensor> kept_;  // contiguous copies live as long as the pointers
   std::vector<Layer<Source>> layers_;
 };

@@ -5,8 +5,8 @@ functions are several times slower than they need to be. A substitute takes the 
 to the bit or within rounding, and the same gradients and errors; whatever it is not faster at, it leaves to torch.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -15,13 +15,11 @@ from sgdkern.substitutes.classes import cross_entropy
 from sgdkern.substitutes.narrow import linear
 from sgdkern.substitutes.pooling import max_pool2d
 
-Substitutes: TypeAlias = Mapping[Callable[..., Any], Callable[..., Any]]
-
-SUBSTITUTES: Substitutes = {
+SUBSTITUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.cross_entropy: cross_entropy,
     F.linear: linear,
     F.max_pool2d: max_pool2d,
     torch.max_pool2d: max_pool2d,
 }
 
-__all__ = ["SUBSTITUTES", "Substitutes", "cross_entropy", "linear", "max_pool2d"]
+__all__ = ["SUBSTITUTES", "cross_entropy", "linear", "max_pool2d"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgdkern import ops
-from sgdkern.substitutes.plain import is_plain, saves_are_hooked
+from sgdkern.substitutes.plain import is_plain, saves_are_hooked, takes
 
 # Inputs for each output, and multiply-adds, from which on the operation is faster: sums over lanes, a call from Python.
 INPUTS_AN_OUTPUT, FEWEST_INPUTS, FEWEST_PRODUCTS = 4, 64, 2**22
@@ -63,12 +63,8 @@ def _is_faster(inputs: Any, weight: Any, bias: Any) -> bool:
         return False
     out_features, in_features = weight.shape
     narrow = in_features >= max(FEWEST_INPUTS, INPUTS_AN_OUTPUT * out_features)
-    if not narrow or inputs.numel() * out_features < FEWEST_PRODUCTS or not ops.narrow_linear.is_compiled("cpu"):
+    if not narrow or inputs.requires_grad or inputs.numel() * out_features < FEWEST_PRODUCTS:
         return False
-    if inputs.requires_grad or not is_plain(*tensors) or not inputs.is_contiguous() or saves_are_hooked():
+    if not is_plain(*tensors) or not inputs.is_contiguous() or saves_are_hooked():
         return False
-    try:
-        ops.narrow_linear.check(inputs, weight, bias)
-    except (ValueError, NotImplementedError):  # torch says best what is wrong, or knows what to do
-        return False
-    return True
+    return takes(ops.narrow_linear, inputs, weight, bias)

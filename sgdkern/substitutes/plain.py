@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgdkern.ops import Op
+
 # Torch's own, and private: which hooks on saved tensors are on top, with or without those that may be left out.
 TOP_HOOKS: Callable[[bool], Any] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
@@ -30,8 +32,29 @@ def is_plain(*tensors: Tensor) -> bool:
     return torch.autograd.forward_ad._current_level < 0
 
 
+def takes(op: Op[Any], *arguments: Any) -> bool:
+    """Whether an operation is compiled for the CPU and takes these arguments.
+
+    Args:
+        op: the operation.
+        arguments: of a call.
+
+    Returns:
+        The answer; what is wrong with other arguments torch says best, or knows what to do with.
+    """
+    if not op.is_compiled("cpu"):
+        return False
+    try:
+        op.check(*arguments)
+    except (ValueError, NotImplementedError):
+        return False
+    return True
+
+
 def are_modes_active() -> bool:
     """Whether somebody sees, and may change, every function that is called; a mode that is just asked does not count.
+
+    So a step that `watch` follows, by a mode, is the user's to the bit.
 
     Returns:
         The answer.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgdkern import ops
-from sgdkern.substitutes.plain import is_plain
+from sgdkern.substitutes.plain import is_plain, takes
 
 Pair = tuple[int, ...]
 
@@ -87,10 +87,5 @@ def _pair(value: Any) -> Pair:
 
 def _is_faster(inputs: Tensor, *window: Any) -> bool:
     """Whether torch's slow way would be taken, and the operation takes these arguments."""
-    if not is_plain(inputs) or not ops.max_places.is_compiled("cpu"):
-        return False
-    try:
-        ops.max_places.check(inputs, *window)
-    except (ValueError, NotImplementedError):  # torch says best what is wrong, or knows what to do
-        return False
-    return inputs.is_contiguous() and inputs.numel() > 0
+    plain = is_plain(inputs) and takes(ops.max_places, inputs, *window)
+    return plain and inputs.is_contiguous() and inputs.numel() > 0
